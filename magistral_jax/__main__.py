@@ -1,0 +1,124 @@
+"""The command line: `magistral-jax train CONFIG.toml`, `sample`, `eval`, `bench`.
+
+Exit codes: 0 done, 1 failed, 2 user's mistake, 70 stalled, 75 stopped by a signal and resumable,
+130 Ctrl-C.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from magistral_jax.config import RunConfig
+from magistral_jax.settings import dump, load, parse_overrides
+from magistral_jax.types import Stalled, UserError
+
+FAILED, MISTAKE, STALLED, INTERRUPTED = 1, 2, 70, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; what went wrong is one message on stderr and an exit code."""
+    parser = make_parser()
+    options, rest = parser.parse_known_args(arguments)
+    try:
+        config = load(options.config, parse_overrides(rest))
+        return options.command(config, options)
+    except UserError as mistake:
+        return _say(f"magistral-jax: {mistake}", MISTAKE)
+    except Stalled as stall:
+        return _say(f"magistral-jax: stalled: {stall}", STALLED)
+    except KeyboardInterrupt:
+        return _say("magistral-jax: interrupted", INTERRUPTED)
+    except Exception as failure:
+        from magistral_jax.checkpoint import CannotSave
+
+        if isinstance(failure, CannotSave | OSError):
+            return _say(f"magistral-jax: {failure}", FAILED)
+        raise
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="magistral-jax",
+        description="Magistral's reinforcement learning in JAX.",
+        epilog="Every field of the config can be overridden: --trainer.learning_rate 1e-4. "
+        "Exit codes: 0 done, 1 failed, 2 your mistake, 70 stalled, 75 stopped and resumable, "
+        "130 Ctrl-C.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: object, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(command=function)
+        sub.add_argument("config", metavar="CONFIG.toml", type=Path)
+        return sub
+
+    train = command("train", train_command, "Train a policy; results go to the run folder.")
+    train.add_argument("--run-dir", type=Path, help="run folder (default: runs/<name>)")
+    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    train.add_argument("--dry-run", action="store_true", help="check and print the config, only")
+    for sub in (
+        command("sample", sample_command, "Answer one question, or held-out problems."),
+        command("eval", eval_command, "Accuracy on held-out problems, with a 95% interval."),
+    ):
+        sub.add_argument("--run-dir", type=Path, help="use the last checkpoint of this run")
+        sub.add_argument("--json", type=Path, help="also write the table to this file")
+    sample = commands.choices["sample"]
+    sample.add_argument("--question", help="ask this instead of held-out problems")
+    sample.add_argument("--count", type=int, default=1, help="completions per question")
+    evaluation = commands.choices["eval"]
+    evaluation.add_argument("--top-k", type=int, default=0, help="sample from the k likeliest")
+    evaluation.add_argument("--top-p", type=float, default=1.0, help="sample from this mass")
+    bench = command("bench", bench_command, "Decode, train and push speeds on this machine.")
+    bench.add_argument("--json", type=Path, help="also write the table to this file")
+    return parser
+
+
+def train_command(config: RunConfig, options: argparse.Namespace) -> int:
+    if options.dry_run:
+        sys.stdout.write(dump(config))
+        return 0
+    from magistral_jax.run import train
+
+    folder = options.run_dir or Path("runs") / config.name
+    return train(config, folder, resume=options.resume)
+
+
+def sample_command(config: RunConfig, options: argparse.Namespace) -> int:
+    from magistral_jax.tools.ask import sample
+
+    return sample(
+        config,
+        run_dir=options.run_dir,
+        question=options.question,
+        count=options.count,
+        json_path=options.json,
+    )
+
+
+def eval_command(config: RunConfig, options: argparse.Namespace) -> int:
+    from magistral_jax.tools.ask import measure
+
+    return measure(
+        config,
+        run_dir=options.run_dir,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        json_path=options.json,
+    )
+
+
+def bench_command(config: RunConfig, options: argparse.Namespace) -> int:
+    from magistral_jax.tools.bench import bench
+
+    return bench(config, json_path=options.json)
+
+
+def _say(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

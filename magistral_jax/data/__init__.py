@@ -1,0 +1,1 @@
+"""Problem -> prompt, in an endless, seeded order that can be resumed anywhere."""

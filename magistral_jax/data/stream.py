@@ -1,0 +1,108 @@
+"""An endless, seeded order of prompts, where every position can be asked for at any time.
+
+Position -> problem is a pure function of the problems and the seed, so a `Cursor` of a few
+numbers resumes the stream exactly. Every epoch is a new shuffle of all problems; held-out ones
+keep their positions and are passed over, so that positions do not depend on what is held out.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import grain
+import numpy as np
+from jaxtyping import Int32
+
+from magistral_jax.data.sources import Problems, is_heldout
+from magistral_jax.types import Cursor, Problem, Prompt, UserError
+
+_START = Cursor(next=0)
+_SEEDS = 2**32  # grain's range
+_MOST_LOOKS = 1_000_000
+
+
+class PromptStream:
+    """The prompts of a run, from a cursor on: pending positions first, then new ones."""
+
+    def __init__(
+        self,
+        problems: Problems,
+        render: Callable[[Problem], Int32[np.ndarray, " prompt"]],
+        *,
+        seed: int,
+        heldout_percent: float,
+        cursor: Cursor = _START,
+    ) -> None:
+        # One problem to train on is enough for `next` to end: every epoch meets it.
+        if all(is_heldout(problems[i].id, heldout_percent) for i in range(len(problems))):
+            raise UserError(
+                f"data.heldout_percent is {heldout_percent}; it holds out all {len(problems)} "
+                "problems, which leaves none to train on. Lower it."
+            )
+        self._problem_at = _shuffled(problems, seed)
+        self._render = render
+        self._heldout_percent = heldout_percent
+        self._pending = deque(cursor.pending)
+        self._position = cursor.next
+
+    @property
+    def position(self) -> int:
+        """The first position not yet dispatched: `Cursor.next`."""
+        return self._position
+
+    def next(self) -> Prompt:
+        """The oldest pending prompt, or else the first new one that is not held out."""
+        if self._pending:
+            prompt = self.prompt_at(self._pending[0])
+            self._pending.popleft()
+            return prompt
+        while self._is_heldout(self._problem_at(self._position)):
+            self._position += 1
+        prompt = self.prompt_at(self._position)
+        self._position += 1
+        return prompt
+
+    def prompt_at(self, position: int) -> Prompt:
+        """The prompt at a stream position, whatever has been dispatched; never a held-out one."""
+        problem = self._problem_at(position)
+        if self._is_heldout(problem):
+            raise UserError(
+                f"prompt {position} of the stream is problem {problem.id!r}, which is held out. "
+                "Resume with the seed, data.path and data.heldout_percent the run began with."
+            )
+        return Prompt(group=position, problem=problem, tokens=self._render(problem))
+
+    def _is_heldout(self, problem: Problem) -> bool:
+        return is_heldout(problem.id, self._heldout_percent)
+
+
+def heldout_problems(problems: Problems, percent: float, *, count: int, seed: int) -> list[Problem]:
+    """`count` distinct held-out problems, in a seeded order."""
+    problem_at = _shuffled(problems, seed)
+    looks = min(len(problems), _MOST_LOOKS) if percent > 0 else 0
+    found: list[Problem] = []
+    for position in range(looks):
+        if len(found) == count:
+            break
+        problem = problem_at(position)
+        if is_heldout(problem.id, percent):
+            found.append(problem)
+    if len(found) < count:
+        raise UserError(
+            f"eval.problems is {count}, but data.heldout_percent = {percent} holds out only "
+            f"{len(found)} of {looks or len(problems)} problems. Lower the one or raise the other."
+        )
+    return found
+
+
+def _shuffled(problems: Problems, seed: int) -> Callable[[int], Problem]:
+    """Position -> problem, for every position from 0 on: one shuffle after the other."""
+    source = cast(Sequence[Problem], problems)  # of a sequence, grain needs no more than this
+    order = grain.MapDataset.source(source).seed(seed % _SEEDS).shuffle().repeat()
+
+    def problem_at(position: int) -> Problem:
+        problem = order[position]
+        assert problem is not None, "grain filters nothing here"
+        return problem
+
+    return problem_at

@@ -1,0 +1,1 @@
+"""Prompt -> Completion, by continuous batching over a fixed set of slots."""

@@ -1,0 +1,376 @@
+"""Jitted prefill, insert and generate over a fixed set of slots: a superset of JetStream's Engine.
+
+Method and argument names are those of `jetstream.engine.engine_api.Engine` (HEAD); the additions
+are what reinforcement learning needs: one prefill into many slots, a log-prob for each token, and
+randomness named by (group, index, position). `params` is an argument of every call, which is what
+lets the weights change between two steps while the cache stays.
+
+Axes: B slots, G slots filled at once, T prompt tokens padded to a bucket, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import P
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Bool, Int, Key
+
+from magistral_jax.generator.sampling import Sampler, sample, uniforms
+from magistral_jax.model.cache import Cache, LayerCache, attend_cached, empty_cache, insert_prefix
+from magistral_jax.model.params import Architecture, Params
+from magistral_jax.model.transformer import attend_packed, head_weight, logits, transform
+
+SMALLEST_BUCKET = 16
+RUNNING, STOP, LENGTH = 0, 1, 2
+
+
+class Prefix(NamedTuple):
+    """A prefilled prompt, ready to be inserted into any number of slots."""
+
+    cache: Cache
+    """Keys and values of one sequence, padded to its bucket."""
+    last_token: Int[Array, ""]
+    first_token: Int[Array, ""]
+    """What JetStream's `prefill` samples; `bulk_insert` lets each slot draw its own instead."""
+    length: Int[Array, ""]
+    """Prompt tokens, without padding."""
+
+
+class DecodeState(NamedTuple):
+    """Everything a decode step reads and writes; donated to each step."""
+
+    cache: Cache
+    tokens: Int[Array, " B"]
+    """The next token to be fed."""
+    lengths: Int[Array, " B"]
+    """Tokens whose keys and values are in the cache."""
+    produced: Int[Array, " B"]
+    """Tokens sampled so far: the position of the next one within its completion."""
+    limits: Int[Array, " B"]
+    groups: Int[Array, " B"]
+    indices: Int[Array, " B"]
+    active: Bool[Array, " B"]
+
+
+@dataclass(frozen=True)
+class ResultTokens:
+    """One step's outcome in a single integer array, so that it costs one copy to the host.
+
+    Columns: token | valid | length | log-prob (float32 bits) | finish (0 running, 1 stop, 2
+    length). The first three are JetStream's layout.
+    """
+
+    data: Int[Array | np.ndarray, "B 5"]
+    tokens_idx: tuple[int, int] = (0, 1)
+    valid_idx: tuple[int, int] = (1, 2)
+    length_idx: tuple[int, int] = (2, 3)
+    samples_per_slot: int = 1
+
+    def copy_to_host_async(self) -> None:
+        if isinstance(self.data, jax.Array):
+            self.data.copy_to_host_async()
+
+    def convert_to_numpy(self) -> "ResultTokens":
+        return ResultTokens(np.asarray(self.data))
+
+    @property
+    def log_prob(self) -> np.ndarray:
+        return np.ascontiguousarray(np.asarray(self.data)[:, 3]).view(np.float32)
+
+    def get_result_at_slot(self, slot: int) -> "SlotData":
+        row = np.asarray(self.data)[slot]
+        return SlotData(row[0:1], row[1:2], row[2:3], row[3:4].view(np.float32))
+
+
+class SlotData(NamedTuple):
+    tokens: np.ndarray
+    valid: np.ndarray
+    lengths: np.ndarray
+    log_prob: np.ndarray
+
+
+def pack_result(
+    tokens: Array, valid: Array, lengths: Array, logprobs: Array, finish: Array
+) -> Int[Array, "B 5"]:
+    bits = jax.lax.bitcast_convert_type(logprobs.astype(jnp.float32), jnp.int32)
+    columns = (tokens, valid.astype(jnp.int32), lengths, bits, finish)
+    return jnp.stack(columns, axis=1)
+
+
+class Engine:
+    """Slots, a cache, and three jitted programs over them. Holds no request and no weights."""
+
+    samples_per_slot = 1
+    colocated_cpus = None
+    use_chunked_prefill = False
+
+    def __init__(
+        self,
+        arch: Architecture,
+        mesh: Mesh,
+        *,
+        slots: int,
+        tokens: int,
+        stop_ids: Sequence[int],
+        dtype: jnp.dtype,
+        params: Params | None = None,
+    ) -> None:
+        """`slots` sequences of at most `tokens` tokens each, prompt included."""
+        self.arch, self.mesh, self.dtype = arch, mesh, dtype
+        self.max_concurrent_decodes = slots
+        self.max_prefill_length = tokens
+        self.prefill_chunk_size = tokens
+        self.stop_ids = tuple(stop_ids)
+        self._params = params
+
+    def load_params(self) -> Params:
+        """The weights this engine was made with; a trainer's pushes replace them per call."""
+        assert self._params is not None, "this engine was made without weights"
+        return self._params
+
+    def get_prefix_destination_sharding(self) -> NamedSharding:
+        return NamedSharding(self.mesh, P())
+
+    def bucket(self, length: int) -> int:
+        """The padded size at which a prompt of `length` is prefilled: a power of two, or all."""
+        size = SMALLEST_BUCKET
+        while size < length:
+            size *= 2
+        return min(size, self.max_prefill_length)
+
+    def pad(self, tokens: np.ndarray) -> np.ndarray:
+        """Tokens padded to their bucket. The padding is masked, so its value is of no effect."""
+        assert 0 < len(tokens) <= self.max_prefill_length, (len(tokens), self.max_prefill_length)
+        return np.pad(tokens, (0, self.bucket(len(tokens)) - len(tokens))).astype(np.int32)
+
+    def prefill(
+        self,
+        *,
+        params: Params,
+        existing_prefix: Any = None,
+        padded_tokens: np.ndarray | Array,
+        true_length: int,
+        sampler: Sampler | None = None,
+        rng: Key[Array, ""] | None = None,
+        request_id: Any = None,
+    ) -> tuple[Prefix, ResultTokens]:
+        """Keys and values of a prompt, and (for JetStream's callers) a first token."""
+        if existing_prefix is not None:
+            raise NotImplementedError("existing_prefix: prefixes are not extended yet")
+        with jax.set_mesh(self.mesh):
+            prefix, data = self._prefill(
+                params,
+                self._replicated(np.asarray(padded_tokens, np.int32)[None]),
+                self._replicated(np.int32(true_length)),
+                sampler or Sampler(),
+                self._key(rng),
+            )
+        return prefix, ResultTokens(data)
+
+    def insert(
+        self,
+        prefix: Prefix,
+        decode_state: DecodeState,
+        slot: int,
+        request_id: Any = None,
+    ) -> DecodeState:
+        """JetStream's insert: the slot continues after the prefill's own first token."""
+        return self._insert(prefix, decode_state, [slot], [slot], [0], [2**30], fed_first=True)
+
+    def bulk_insert(
+        self,
+        prefix: Prefix,
+        decode_state: DecodeState,
+        slots: Sequence[int],
+        *,
+        groups: Sequence[int],
+        indices: Sequence[int],
+        limits: Sequence[int],
+        pad_to: int | None = None,
+    ) -> DecodeState:
+        """One prefill into many slots (the G of a group); each draws its own first token.
+
+        `pad_to` fixes the number of slots of the compiled program; the surplus is ignored.
+        """
+        surplus = (pad_to or len(slots)) - len(slots)
+        slots = [*slots, *[self.max_concurrent_decodes] * surplus]
+        groups, indices, limits = ([*x, *[0] * surplus] for x in (groups, indices, limits))
+        return self._insert(prefix, decode_state, slots, groups, indices, limits, fed_first=False)
+
+    def generate(
+        self,
+        params: Params,
+        decode_state: DecodeState,
+        sampler: Sampler | None = None,
+        rng: Key[Array, ""] | None = None,
+    ) -> tuple[DecodeState, ResultTokens]:
+        """One token for each active slot. `decode_state` is donated."""
+        with jax.set_mesh(self.mesh):
+            state, data = self._generate(params, decode_state, sampler or Sampler(), self._key(rng))
+        return state, ResultTokens(data)
+
+    def replace_cache(self, prefix: Prefix, decode_state: DecodeState, slot: int) -> DecodeState:
+        """The slot's cache prefilled anew, everything else about it unchanged."""
+        slots = self._replicated(np.array([slot], np.int32))
+        with jax.set_mesh(self.mesh):
+            cache = self._replace_jit(decode_state.cache, prefix.cache, slots)
+        return decode_state._replace(cache=cache)
+
+    def free_resource(self, slot: int) -> None:
+        """Nothing to free: a slot's memory is its own, and the next insert overwrites it."""
+
+    def init_decode_state(self, rng: Key[Array, ""] | None = None) -> DecodeState:
+        slots = self.max_concurrent_decodes
+        zeros = np.zeros(slots, np.int32)
+        with jax.set_mesh(self.mesh):
+            cache = empty_cache(self.arch, self.mesh, slots, self.max_prefill_length, self.dtype)
+            # One buffer each: the state is donated, and a donated buffer may not appear twice.
+            vectors = [self._replicated(zeros.copy()) for _ in range(6)]
+            return DecodeState(cache, *vectors, self._replicated(np.zeros(slots, bool)))
+
+    def _replicated(self, value: Any) -> Array:
+        return jax.device_put(value, NamedSharding(self.mesh, P()))
+
+    def _key(self, rng: Key[Array, ""] | None) -> Key[Array, ""]:
+        return self._default_key if rng is None else rng
+
+    @cached_property
+    def _default_key(self) -> Key[Array, ""]:
+        return self._replicated(jax.random.key(0))
+
+    def _insert(
+        self,
+        prefix: Prefix,
+        state: DecodeState,
+        slots: Sequence[int],
+        groups: Sequence[int],
+        indices: Sequence[int],
+        limits: Sequence[int],
+        *,
+        fed_first: bool,
+    ) -> DecodeState:
+        table = np.array([slots, groups, indices, limits], np.int32)
+        with jax.set_mesh(self.mesh):
+            return self._insert_jit(prefix, state, self._replicated(table), fed_first)
+
+    @cached_property
+    def _insert_jit(self) -> Any:
+        return jax.jit(insert, donate_argnums=1, static_argnums=3)
+
+    @cached_property
+    def _replace_jit(self) -> Any:
+        return jax.jit(insert_prefix, donate_argnums=0)
+
+    @cached_property
+    def _prefill(self) -> Any:
+        return jax.jit(partial(prefill, arch=self.arch, dtype=self.dtype))
+
+    @cached_property
+    def _generate(self) -> Any:
+        step = partial(generate, arch=self.arch, stop_ids=self.stop_ids, dtype=self.dtype)
+        return jax.jit(step, donate_argnums=1)
+
+
+def prefill(
+    params: Params,
+    tokens: Int[Array, "1 T"],
+    length: Int[Array, ""],
+    sampler: Sampler,
+    key: Key[Array, ""],
+    *,
+    arch: Architecture,
+    dtype: jnp.dtype,
+) -> tuple[Prefix, Int[Array, "1 5"]]:
+    T = tokens.shape[1]
+    positions = jnp.arange(T, dtype=jnp.int32)[None]
+    segments = (positions < length).astype(jnp.int32)
+    hidden, states = transform(
+        params, arch, tokens, positions, attend=attend_packed(segments, positions), dtype=dtype
+    )
+    cache = tuple(LayerCache(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)) for k, v in states)
+    last = jax.lax.dynamic_slice_in_dim(hidden, length - 1, 1, axis=1)
+    scores = logits(last, head_weight(params, dtype), tied=arch.tie_embeddings)[:, 0]
+    zero = jnp.zeros(1, jnp.int32)
+    token, logprob = sample(
+        jax.reshard(scores, P(None, None)), uniforms(key, zero, zero, zero), sampler
+    )
+    last_token = jax.lax.dynamic_index_in_dim(tokens[0], length - 1, keepdims=False)
+    prefix = Prefix(cache, last_token, token[0], length)
+    return prefix, pack_result(token, jnp.ones(1, bool), zero + 1, logprob, zero + RUNNING)
+
+
+def insert(
+    prefix: Prefix, state: DecodeState, table: Int[Array, "4 G"], fed_first: bool
+) -> DecodeState:
+    """Put the prefix into slots table[0]; rows 1-3 are groups, indices and limits.
+
+    With `fed_first` the slot goes on after the prefill's first token. Without, the last prompt
+    token is fed once more: its keys and values are rewritten with equal ones, and every slot
+    draws its own first token in the ordinary step.
+    """
+    slots, groups, indices, limits = table
+    token = prefix.first_token if fed_first else prefix.last_token
+    length = prefix.length if fed_first else prefix.length - 1
+    produced = 1 if fed_first else 0
+
+    def put(into: Array, value: Any) -> Array:
+        return into.at[slots].set(value, mode="drop")
+
+    return DecodeState(
+        cache=insert_prefix(state.cache, prefix.cache, slots),
+        tokens=put(state.tokens, token),
+        lengths=put(state.lengths, length),
+        produced=put(state.produced, produced),
+        limits=put(state.limits, limits),
+        groups=put(state.groups, groups),
+        indices=put(state.indices, indices),
+        active=put(state.active, True),
+    )
+
+
+def generate(
+    params: Params,
+    state: DecodeState,
+    sampler: Sampler,
+    key: Key[Array, ""],
+    *,
+    arch: Architecture,
+    stop_ids: tuple[int, ...],
+    dtype: jnp.dtype,
+) -> tuple[DecodeState, Int[Array, "B 5"]]:
+    """Feed each slot's token, sample the next, and detect the end on the device."""
+    hidden, cache = transform(
+        params,
+        arch,
+        state.tokens[:, None],
+        state.lengths[:, None],
+        attend=attend_cached(state.lengths),
+        states=state.cache,
+        dtype=dtype,
+    )
+    scores = logits(hidden, head_weight(params, dtype), tied=arch.tie_embeddings)[:, 0]
+    draws = uniforms(key, state.groups, state.indices, state.produced)
+    token, logprob = sample(jax.reshard(scores, P(None, None)), draws, sampler)
+
+    step = state.active.astype(jnp.int32)
+    produced = state.produced + step
+    is_stop = jnp.isin(token, jnp.array(stop_ids, jnp.int32))
+    # An idle or full slot writes at its last position over and over, which nobody reads.
+    room = state.cache[0].v.shape[2] - 1
+    is_full = (produced >= state.limits) | (state.lengths + 1 >= room + 1)
+    finish = jnp.where(is_stop, STOP, jnp.where(is_full, LENGTH, RUNNING)).astype(jnp.int32)
+    finish = jnp.where(state.active, finish, RUNNING)
+    result = pack_result(token, state.active, produced, logprob, finish)
+    state = state._replace(
+        cache=cache,
+        tokens=jnp.where(state.active, token, state.tokens),
+        lengths=jnp.minimum(state.lengths + step, room),
+        produced=produced,
+        active=state.active & (finish == RUNNING),
+    )
+    return state, result

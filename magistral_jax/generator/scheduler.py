@@ -1,0 +1,218 @@
+"""Host side of the generator: which completion sits in which slot, and what is finished.
+
+Continuous batching: a slot is refilled the step after it frees. Weights are swapped between two
+steps; sequences in flight go on, on the stale cache ("keep", the paper) or on a cache prefilled
+again ("recompute"). Every token is recorded with its log-prob and its weight version.
+
+Axes: B slots, G completions in a group.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key
+
+from magistral_jax.generator.engine import LENGTH, RUNNING, STOP, Engine, Prefix
+from magistral_jax.generator.sampling import Sampler
+from magistral_jax.types import Completion, Prompt, Snapshot, VersionSpan
+
+
+@dataclass
+class Request:
+    """A prompt of which some completions have not found a slot yet."""
+
+    prompt: Prompt
+    limit: int
+    next_index: int
+    count: int
+    prefix: Prefix | None = None
+    """Prefilled under the current weights, or None."""
+
+
+@dataclass
+class Slot:
+    """A completion being decoded."""
+
+    prompt: Prompt
+    index: int
+    spans: list[VersionSpan]
+
+
+class Scheduler:
+    """Slots and a queue of requests over one engine and one decode state."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        snapshot: Snapshot,
+        *,
+        key: Key[Array, ""],
+        sampler: Sampler,
+        group_size: int,
+        max_tokens: int,
+        kv_on_update: Literal["keep", "recompute"] = "keep",
+    ) -> None:
+        self.engine, self.snapshot, self.sampler = engine, snapshot, sampler
+        self.key = jax.device_put(key, engine.get_prefix_destination_sharding())
+        self.group_size, self.max_tokens, self.kv_on_update = group_size, max_tokens, kv_on_update
+        self.state = engine.init_decode_state()
+        self.num_steps = 0
+        num_slots = engine.max_concurrent_decodes
+        self._slots: list[Slot | None] = [None] * num_slots
+        self._free = deque(range(num_slots))
+        self._waiting: deque[Request] = deque()
+        self._tokens = np.zeros((num_slots, max_tokens), np.int32)
+        self._logprobs = np.zeros((num_slots, max_tokens), np.float32)
+        self._count = np.zeros(num_slots, np.int32)
+
+    @property
+    def version(self) -> int:
+        return self.snapshot.version
+
+    @property
+    def num_active(self) -> int:
+        return len(self._slots) - len(self._free)
+
+    @property
+    def num_unplaced(self) -> int:
+        """Completions submitted that have no slot yet."""
+        return sum(request.count - request.next_index for request in self._waiting)
+
+    @property
+    def num_vacant(self) -> int:
+        """Slots that would stay empty at the next step."""
+        return len(self._free) - self.num_unplaced
+
+    @property
+    def has_work(self) -> bool:
+        return self.num_active > 0 or bool(self._waiting)
+
+    def submit(self, prompt: Prompt, *, count: int | None = None, limit: int | None = None) -> None:
+        """Queue `count` completions (G by default) of at most `limit` tokens of a prompt."""
+        room = self.engine.max_prefill_length - len(prompt.tokens)
+        limit = min(limit or self.max_tokens, self.max_tokens, room)
+        assert limit > 0, f"prompt {prompt.problem.id} fills the cache ({len(prompt.tokens)} tokens)"
+        self._waiting.append(
+            Request(prompt=prompt, limit=limit, next_index=0, count=count or self.group_size)
+        )
+
+    def swap(self, snapshot: Snapshot) -> None:
+        """Continue with new weights from the next step on. Versions only go up."""
+        assert snapshot.version > self.version, (snapshot.version, self.version)
+        self.snapshot = snapshot
+        for request in self._waiting:
+            request.prefix = None  # a new sequence starts as on a fresh engine
+        for number, slot in enumerate(self._slots):
+            if slot is not None:
+                start = int(self._count[number])
+                if slot.spans[-1].start == start:
+                    slot.spans.pop()
+                slot.spans.append(VersionSpan(start=start, version=snapshot.version))
+        if self.kv_on_update == "recompute":
+            self._recompute()
+
+    def step(self) -> list[Completion]:
+        """Fill free slots, decode one token everywhere, return what finished."""
+        self._fill()
+        self.state, result = self.engine.generate(
+            self.snapshot.params, self.state, self.sampler, self.key
+        )
+        self.num_steps += 1
+        result.copy_to_host_async()
+        return self._record(np.asarray(result.data))
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        count: int | None = None,
+        on_step: Callable[[int], None] | None = None,
+    ) -> list[tuple[Completion, ...]]:
+        """All completions of the prompts, submitted together; per prompt, ordered by index."""
+        for prompt in prompts:
+            self.submit(prompt, count=count)
+        done: dict[int, dict[int, Completion]] = {prompt.group: {} for prompt in prompts}
+        finished = 0
+        while self.has_work:
+            for completion in self.step():
+                done[completion.group][completion.index] = completion
+                finished += 1
+            if on_step is not None:
+                on_step(finished)
+        return [tuple(done[p.group][i] for i in sorted(done[p.group])) for p in prompts]
+
+    def _fill(self) -> None:
+        """Give free slots to the oldest requests."""
+        while self._free and self._waiting:
+            request = self._waiting[0]
+            if request.prefix is None:
+                request.prefix = self._prefill(request.prompt.tokens)
+            indices = range(
+                request.next_index, min(request.count, request.next_index + len(self._free))
+            )
+            # Programs are compiled for whole groups; larger requests go in as several.
+            indices = indices[: self.group_size]
+            slots = [self._free.popleft() for _ in indices]
+            self.state = self.engine.bulk_insert(
+                request.prefix,
+                self.state,
+                slots,
+                groups=[request.prompt.group] * len(slots),
+                indices=list(indices),
+                limits=[request.limit] * len(slots),
+                pad_to=self.group_size,
+            )
+            for number, index in zip(slots, indices, strict=True):
+                span = VersionSpan(start=0, version=self.version)
+                self._slots[number] = Slot(prompt=request.prompt, index=index, spans=[span])
+                self._count[number] = 0
+            request.next_index += len(slots)
+            if request.next_index == request.count:
+                self._waiting.popleft()
+
+    def _record(self, data: np.ndarray) -> list[Completion]:
+        valid = np.flatnonzero(data[:, 1])
+        self._tokens[valid, self._count[valid]] = data[valid, 0]
+        self._logprobs[valid, self._count[valid]] = (
+            np.ascontiguousarray(data[valid, 3]).view(np.float32)
+        )  # fmt: skip
+        self._count[valid] += 1
+        return [self._finish(int(n), int(data[n, 4])) for n in valid if data[n, 4] != RUNNING]
+
+    def _finish(self, number: int, finish: int) -> Completion:
+        slot, count = self._slots[number], int(self._count[number])
+        assert slot is not None and finish in (STOP, LENGTH)
+        self._slots[number] = None
+        self._free.append(number)
+        self.engine.free_resource(number)
+        return Completion(
+            group=slot.prompt.group,
+            index=slot.index,
+            prompt=slot.prompt.tokens,
+            tokens=self._tokens[number, :count].copy(),
+            logprobs=self._logprobs[number, :count].copy(),
+            sampled=np.ones(count, bool),
+            spans=tuple(slot.spans),
+            finish="stop" if finish == STOP else "length",
+        )
+
+    def _prefill(self, tokens: np.ndarray) -> Prefix:
+        prefix, _ = self.engine.prefill(
+            params=self.snapshot.params,
+            padded_tokens=self.engine.pad(tokens),
+            true_length=len(tokens),
+        )
+        return prefix
+
+    def _recompute(self) -> None:
+        """Prefill every sequence in flight again, prompt and completion, under the new weights."""
+        for number, slot in enumerate(self._slots):
+            if slot is None:
+                continue
+            written = self._tokens[number, : self._count[number]]
+            sequence: Any = np.concatenate([slot.prompt.tokens, written])
+            self.state = self.engine.replace_cache(self._prefill(sequence), self.state, number)

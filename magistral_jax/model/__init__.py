@@ -1,0 +1,1 @@
+"""One network, used to sample and to train."""

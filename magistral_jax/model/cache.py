@@ -1,0 +1,91 @@
+"""The generator's key/value cache: contiguous slots, one pair of arrays per layer.
+
+Each layer's arrays are separate, so that a decode step updates them in place: a stacked cache
+that passes through a scan is copied, and doubles its memory (jax.md, section 4).
+
+Axes: B slots, S cached tokens, K key/value heads, H head size.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import P
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, Int
+
+from magistral_jax.model.attention import cached_attention
+from magistral_jax.model.params import Architecture
+from magistral_jax.model.transformer import Attend
+
+KEY_SPEC = P(None, "tp", None, None)
+VALUE_SPEC = P(None, "tp", None, None)
+
+
+class LayerCache(NamedTuple):
+    k: Float[Array, "B K H S"]
+    v: Float[Array, "B K S H"]
+
+
+Cache = tuple[LayerCache, ...]
+
+
+def empty_cache(arch: Architecture, mesh: Mesh, slots: int, tokens: int, dtype: jnp.dtype) -> Cache:
+    """Zeros for `slots` sequences of at most `tokens` tokens, heads split over "tp"."""
+    K, H = arch.kv_heads, arch.head_dim
+
+    def make() -> Cache:
+        return tuple(
+            LayerCache(
+                jnp.zeros((slots, K, H, tokens), dtype), jnp.zeros((slots, K, tokens, H), dtype)
+            )
+            for _ in range(arch.layers)
+        )
+
+    layer = LayerCache(NamedSharding(mesh, KEY_SPEC), NamedSharding(mesh, VALUE_SPEC))
+    return jax.jit(make, out_shardings=(layer,) * arch.layers)()
+
+
+def attend_cached(lengths: Int[Array, " B"]) -> Attend:
+    """Write one token per slot at position `lengths`, then attend to all tokens up to it."""
+
+    def local(
+        cache: LayerCache, q: Array, k: Array, v: Array, lengths: Array
+    ) -> tuple[Array, LayerCache]:
+        slots = jnp.arange(q.shape[0])
+        cache = LayerCache(
+            cache.k.at[slots, :, :, lengths].set(k[:, 0]),
+            cache.v.at[slots, :, lengths, :].set(v[:, 0]),
+        )
+        return cached_attention(q[:, 0], cache.k, cache.v, lengths + 1)[:, None], cache
+
+    sharded = jax.shard_map(
+        local,
+        out_specs=(P(None, None, "tp", None), LayerCache(KEY_SPEC, VALUE_SPEC)),
+        check_vma=False,
+    )
+
+    def attend(cache: LayerCache, q: Array, k: Array, v: Array) -> tuple[Array, LayerCache]:
+        return sharded(cache, q, k, v, lengths)
+
+    return attend
+
+
+def insert_prefix(
+    cache: Cache,
+    prefix: tuple[LayerCache, ...],
+    slots: Int[Array, " G"],
+) -> Cache:
+    """Copy one prefix (B = 1, S' <= S tokens) into each of `slots`; slots >= B are ignored."""
+
+    def local(cache: Cache, prefix: Cache, slots: Array) -> Cache:
+        return tuple(
+            LayerCache(
+                layer.k.at[slots, :, :, : new.k.shape[3]].set(new.k, mode="drop"),
+                layer.v.at[slots, :, : new.v.shape[2], :].set(new.v, mode="drop"),
+            )
+            for layer, new in zip(cache, prefix, strict=True)
+        )
+
+    specs = (LayerCache(KEY_SPEC, VALUE_SPEC),) * len(cache)
+    return jax.shard_map(local, out_specs=specs, check_vma=False)(cache, prefix, slots)

@@ -1,0 +1,89 @@
+"""log p of chosen tokens, and entropy: the one definition that sampler and trainer share.
+
+The trainer's version walks over the tokens in chunks, so that the full [tokens, vocabulary]
+array never exists, neither forward nor backward.
+
+Axes: B rows or slots, T tokens, D width, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import P
+from jaxtyping import Array, Float, Int
+
+from magistral_jax.model.params import Architecture, Params
+from magistral_jax.model.transformer import attend_packed, head_weight, logits, transform
+
+
+class Scores(NamedTuple):
+    logprobs: Float[Array, "B T"]
+    entropy: Float[Array, "B T"]
+    """Of the whole distribution, in nats; carries no gradient."""
+
+
+def tempered(logits_BTV: Float[Array, "*B V"], temperature: float) -> Float[Array, "*B V"]:
+    """Logits of the distribution that is sampled from, log-sum-exp still to be taken off."""
+    return logits_BTV / temperature
+
+
+def score_chunk(
+    logits_BTV: Float[Array, "B T V"], targets: Int[Array, "B T"], temperature: float
+) -> Scores:
+    z_BTV = tempered(logits_BTV, temperature)
+    normaliser_BT = jax.nn.logsumexp(z_BTV, axis=-1)
+    # A masked sum instead of a gather: it fuses, and works with the vocabulary split over "tp".
+    spec = jax.typeof(z_BTV).sharding.spec
+    ids = jax.lax.broadcasted_iota(jnp.int32, z_BTV.shape, 2, out_sharding=P(*spec))
+    chosen_BT = jnp.sum(jnp.where(ids == targets[..., None], z_BTV, 0.0), axis=-1)
+    frozen_BTV = jax.lax.stop_gradient(z_BTV)
+    frozen_normaliser_BT = jax.lax.stop_gradient(normaliser_BT)
+    probability_BTV = jnp.exp(frozen_BTV - frozen_normaliser_BT[..., None])
+    entropy_BT = frozen_normaliser_BT - jnp.sum(probability_BTV * frozen_BTV, axis=-1)
+    return Scores(chosen_BT - normaliser_BT, entropy_BT)
+
+
+def score(
+    params: Params,
+    arch: Architecture,
+    inputs: Int[Array, "B T"],
+    targets: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    segments: Int[Array, "B T"],
+    *,
+    temperature: float,
+    dtype: jnp.dtype,
+    remat: bool,
+    head_tokens: int,
+) -> Scores:
+    """log p(targets) under the policy at `temperature`, for packed rows."""
+    hidden, _ = transform(
+        params,
+        arch,
+        inputs,
+        positions,
+        attend=attend_packed(segments, positions),
+        dtype=dtype,
+        remat=remat,
+    )
+    weight = head_weight(params, dtype)
+    B, T, _ = hidden.shape
+    t = chunk_size(T, max(1, head_tokens // B))
+
+    @jax.checkpoint
+    def chunk(_carry: None, xs: tuple[Array, Array]) -> tuple[None, Scores]:
+        hidden_BtD, targets_Bt = xs
+        logits_BtV = logits(hidden_BtD, weight, tied=arch.tie_embeddings)
+        return None, score_chunk(logits_BtV, targets_Bt, temperature)
+
+    def split(x: Array) -> Array:
+        return jnp.reshape(x, (B, T // t, t, *x.shape[2:])).swapaxes(0, 1)
+
+    _, scores = jax.lax.scan(chunk, None, (split(hidden), split(targets)))
+    return Scores(*(x.swapaxes(0, 1).reshape(B, T) for x in scores))
+
+
+def chunk_size(tokens: int, at_most: int) -> int:
+    """The largest divisor of `tokens` that is at most `at_most`."""
+    return next(t for t in range(min(tokens, at_most), 0, -1) if tokens % t == 0)

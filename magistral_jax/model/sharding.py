@@ -1,0 +1,98 @@
+"""Logical axis -> mesh axis, and the two meshes: the trainer's and the generator's.
+
+Both meshes have the axes ("fsdp", "tp") and use explicit sharding: shardings are part of array
+types, so a contraction that would silently gather is an error at trace time.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import P
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from magistral_jax.config import MeshConfig
+from magistral_jax.model.params import Architecture, ArraySpec, Params, abstract, map_specs
+from magistral_jax.types import UserError
+
+Rules = dict[str, str | None]
+
+TRAINER_RULES: Rules = {
+    "layers": None,
+    "vocab": "tp",
+    "embed": "fsdp",
+    "norm": None,
+    "heads": "tp",
+    "kv_heads": "tp",
+    "head_dim": None,
+    "ffn": "tp",
+}
+"""Fully sharded data parallel over the width, tensor parallel over heads, ffn and vocabulary."""
+
+GENERATOR_RULES: Rules = {**TRAINER_RULES, "embed": None}
+"""Tensor parallel only: decoding cannot afford to gather weights at each step."""
+
+
+def make_mesh(devices: Sequence[Any], *, fsdp: int, tp: int) -> Mesh:
+    """A mesh ("fsdp", "tp") over the first `fsdp * tp` devices."""
+    grid = np.array(list(devices)[: fsdp * tp], dtype=object).reshape(fsdp, tp)
+    return Mesh(grid, ("fsdp", "tp"), axis_types=(AxisType.Explicit,) * 2)
+
+
+def make_meshes(config: MeshConfig, devices: Sequence[Any] | None = None) -> tuple[Mesh, Mesh]:
+    """Trainer's and generator's mesh: disjoint where there are devices enough, shared on one."""
+    devices = jax.devices() if devices is None else devices
+    wanted = config.trainer_devices + config.generator_tp
+    if len(devices) >= wanted:
+        trainer, generator = devices, devices[config.trainer_devices :]
+    elif config.trainer_devices == 1 and config.generator_tp == 1:
+        trainer = generator = devices
+    else:
+        raise UserError(
+            f"the meshes need {wanted} devices ({config.trainer_devices} for the trainer: "
+            f"mesh.trainer_fsdp x mesh.trainer_tp; {config.generator_tp} for the generator: "
+            f"mesh.generator_tp) and this machine has {len(devices)}. Lower them; with 1 and 1 "
+            "both share one device."
+        )
+    return (
+        make_mesh(trainer, fsdp=config.trainer_fsdp, tp=config.trainer_tp),
+        make_mesh(generator, fsdp=1, tp=config.generator_tp),
+    )
+
+
+def spec_of(array: ArraySpec, rules: Rules) -> P:
+    """Partition of one array; two logical axes on one mesh axis are refused."""
+    mesh_axes = [rules[name] for name in array.axes]
+    used = [axis for axis in mesh_axes if axis is not None]
+    assert len(used) == len(set(used)), f"{array.axes} put two axes on one mesh axis: {mesh_axes}"
+    return P(*mesh_axes)
+
+
+def check_divides(arch: Architecture, mesh: Mesh, rules: Rules, owner: str) -> None:
+    """Refuse a mesh that cannot split this architecture evenly, naming axis and field."""
+
+    def check(array: ArraySpec) -> None:
+        for size, name in zip(array.shape, array.axes, strict=True):
+            axis = rules[name]
+            if axis is not None and size % mesh.shape[axis]:
+                raise UserError(
+                    f"mesh.{owner}_{axis} ({mesh.shape[axis]}) must divide the model's {name} "
+                    f"({size}); choose another mesh.{owner}_{axis}."
+                )
+
+    map_specs(check, abstract(arch))
+
+
+def shardings(arch: Architecture, mesh: Mesh, rules: Rules) -> Params:
+    """`NamedSharding` of every array of the stacked tree."""
+    return map_specs(lambda array: NamedSharding(mesh, spec_of(array, rules)), abstract(arch))
+
+
+def place(host: Params, onto: Params) -> Params:
+    """Host arrays on their devices, each device given only its shard."""
+
+    def put(array: np.ndarray, sharding: NamedSharding) -> Any:
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, host, onto)

@@ -1,0 +1,1 @@
+"""What is done with the rooms besides the loop. Recipes import rooms; rooms never import them."""

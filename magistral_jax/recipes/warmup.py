@@ -1,0 +1,94 @@
+"""The cold start in miniature: a short supervised warm-up on generated reasoning traces.
+
+Magistral Small starts RL from a network that was shown reasoning traces (section 5.2). Here a
+network from scratch is shown solved sums. Some traces work the sum out digit by digit, most just
+answer; the network learns the format and both manners, and which of them pays is left to RL.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from magistral_jax.arrays import Microbatch
+from magistral_jax.batch.assemble import assemble_minibatch
+from magistral_jax.config import RunConfig
+from magistral_jax.data.traces import trace
+from magistral_jax.model.logprobs import Scores
+from magistral_jax.model.params import Architecture, Params
+from magistral_jax.tokenizer import Tokenizer
+from magistral_jax.trainer.loss import LossStats, policy_loss
+from magistral_jax.trainer.optimizer import chain
+from magistral_jax.trainer.trainer import Trainer
+from magistral_jax.types import Completion, Group, Prompt, Verdict, VersionSpan
+
+
+def likelihood_loss(
+    scores: Scores, batch: Microbatch
+) -> tuple[Float[Array, ""], LossStats]:
+    """Negative log-likelihood of the trace's tokens, weighted by their shares."""
+    _, stats = policy_loss(scores, batch, eps_low=0.2, eps_high=0.2)
+    return -(scores.logprobs * batch.shares).sum(), stats
+
+
+def warm_up(
+    config: RunConfig,
+    arch: Architecture,
+    mesh: Mesh,
+    params: Params,
+    prompts: Iterator[Prompt],
+    tokenizer: Tokenizer,
+    *,
+    dtype: np.dtype,
+    on_step: Callable[[int, float], None],
+) -> Params:
+    """Parameters after `warmup.steps` supervised steps."""
+    w = config.warmup
+    rate = optax.cosine_decay_schedule(w.learning_rate, w.steps, alpha=0.1)
+    trainer = Trainer(
+        arch,
+        mesh,
+        params,
+        chain(rate, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.0, max_grad_norm=1.0),
+        loss=likelihood_loss,
+        dtype=dtype,
+        remat=config.trainer.remat,
+        head_tokens=config.trainer.head_tokens,
+    )
+    rng = np.random.default_rng((config.seed, 1))
+    for step in range(w.steps):
+        groups = [
+            shown(next(prompts), tokenizer, worked=bool(rng.random() < w.worked_share))
+            for _ in range(w.completions)
+        ]
+        minibatch = assemble_minibatch(
+            groups,
+            row_tokens=config.batch.row_tokens,
+            rows=config.batch.rows,
+            advantage_rule="none",
+            share_rule="batch",
+        )
+        stats = trainer.minibatch_step(minibatch)
+        if step % 20 == 0 or step == w.steps - 1:
+            on_step(step + 1, float(stats.loss))
+    return trainer.params
+
+
+def shown(prompt: Prompt, tokenizer: Tokenizer, *, worked: bool) -> Group:
+    """A trace in the form of a group of one, so that packing treats it like any completion."""
+    text = trace(prompt.problem, worked)
+    tokens = np.array([*tokenizer.encode(text), tokenizer.stop_ids[0]], np.int32)
+    completion = Completion(
+        group=prompt.group,
+        index=0,
+        prompt=prompt.tokens,
+        tokens=tokens,
+        logprobs=np.zeros(len(tokens), np.float32),
+        sampled=np.ones(len(tokens), bool),
+        spans=(VersionSpan(start=0, version=0),),
+        finish="stop",
+    )
+    verdict = Verdict(reward=0.0, parts={}, outcome="right")
+    return Group(prompt=prompt, completions=(completion,), verdicts=(verdict,))

@@ -1,0 +1,86 @@
+"""What happened since the previous weight update, gathered from every thread.
+
+The loops report groups as they are judged and add up counters; the trainer drains both once a
+step, and the result becomes that step's row of metrics.
+"""
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import monotonic
+
+import numpy as np
+
+from magistral_jax.types import Group
+
+PARTS = ("format", "correct", "length", "language")
+
+
+class Tally:
+    """Counters and judged groups. Any thread may add; one drains."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sums: dict[str, float] = defaultdict(float)
+        self._latest: dict[str, float] = {}
+        self._groups: list[Group] = []
+
+    def add(self, name: str, value: float) -> None:
+        """Add to a counter that starts at 0 after each drain."""
+        with self._lock:
+            self._sums[name] += value
+
+    def note(self, name: str, value: float) -> None:
+        """Keep the newest value of a number; forgotten after each drain."""
+        with self._lock:
+            self._latest[name] = value
+
+    def group(self, group: Group) -> None:
+        """A group was judged, to be kept or dropped."""
+        with self._lock:
+            self._groups.append(group)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the seconds spent inside to a counter."""
+        start = monotonic()
+        try:
+            yield
+        finally:
+            self.add(name, monotonic() - start)
+
+    def drain(self) -> tuple[dict[str, float], dict[str, float], list[Group]]:
+        """Counters, newest values and judged groups since the last call."""
+        with self._lock:
+            drained = dict(self._sums), self._latest, self._groups
+            self._sums.clear()
+            self._latest, self._groups = {}, []
+            return drained
+
+
+def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Rewards, lengths and spans of the groups judged since the last step, dropped ones included.
+
+    All judged groups count, so that what is shown is what the policy does, not what was kept.
+    """
+    judged = [(g.completions[i], g.verdicts[i]) for g in groups for i in g.valid]
+    errored = sum(len(g.completions) - len(g.valid) for g in groups)
+    values = {
+        "batch/uniform_groups": float(np.mean([not g.is_diverse for g in groups] or [0.0])),
+        "batch/errored": float(errored),
+    }
+    if not judged:
+        return values
+    lengths = np.array([len(c.tokens) for c, _ in judged])
+    spans = np.array([len(c.spans) for c, _ in judged])
+    return values | {
+        "reward/mean": float(np.mean([v.reward for _, v in judged])),
+        **{f"reward/{p}": float(np.mean([v.parts[p] for _, v in judged])) for p in PARTS},
+        "reward/accuracy": float(np.mean([v.outcome == "right" for _, v in judged])),
+        "length/mean": float(lengths.mean()),
+        "length/max": float(lengths.max()),
+        "length/truncated": float(np.mean([c.finish == "length" for c, _ in judged])),
+        "policy/spans_mean": float(spans.mean()),
+        "policy/spans_two_or_more": float(np.mean(spans >= 2)),
+    }

@@ -1,0 +1,156 @@
+"""The trainer: float32 master weights, gradient accumulation, one optimizer step per minibatch.
+
+Two jitted programs: `accumulate` adds one microbatch's gradient to the sum, `apply` spends the
+sum. Each donates what it replaces. The trainer is blind to where credit came from: each token
+brings its advantage and its share of the loss.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import P
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float
+
+from magistral_jax.arrays import Batch, Microbatch, Minibatch
+from magistral_jax.model.logprobs import Scores, score
+from magistral_jax.model.params import Architecture, Params
+from magistral_jax.trainer.loss import LossStats, policy_loss
+
+ROWS = P("fsdp", None)
+
+LossFn = Callable[[Scores, Microbatch], tuple[Float[Array, ""], LossStats]]
+
+
+class TrainState(NamedTuple):
+    """What a checkpoint must hold of the trainer."""
+
+    params: Params
+    optimizer: optax.OptState
+
+
+class StepStats(NamedTuple):
+    loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    sums: LossStats
+
+    def values(self) -> dict[str, float]:
+        """The step's numbers under their metric names. Waits for the step to end."""
+        loss, grad_norm, s = jax.device_get(self)
+        return {
+            "loss": float(loss),
+            "policy/grad_norm": float(grad_norm),
+            "policy/clipped_low": float(s.clipped_low),
+            "policy/clipped_high": float(s.clipped_high),
+            "policy/log_ratio": float(s.log_ratio),
+            "policy/entropy": float(s.entropy),
+            "policy/ess": float(s.ratio**2 / max(s.tokens * s.ratio_squared, 1e-30)),
+        }
+
+
+class Trainer:
+    """One sharded policy under an optimizer."""
+
+    def __init__(
+        self,
+        arch: Architecture,
+        mesh: Mesh,
+        params: Params,
+        optimizer: optax.GradientTransformation,
+        *,
+        loss: LossFn | None = None,
+        eps_low: float = 0.2,
+        eps_high: float = 0.28,
+        temperature: float = 1.0,
+        dtype: jnp.dtype,
+        remat: bool = True,
+        head_tokens: int = 1024,
+    ) -> None:
+        """`loss` replaces the policy objective (the supervised warm-up does)."""
+        self.arch, self.mesh, self.optimizer = arch, mesh, optimizer
+        self._loss = loss or partial(policy_loss, eps_low=eps_low, eps_high=eps_high)
+        self._score = partial(
+            score,
+            arch=arch,
+            temperature=temperature,
+            dtype=dtype,
+            remat=remat,
+            head_tokens=head_tokens,
+        )
+        with jax.set_mesh(mesh):
+            state = TrainState(params, jax.jit(optimizer.init)(params))
+        self.state = state
+        self._accumulate = jax.jit(self._accumulate_fn, donate_argnums=1)
+        self._apply = jax.jit(self._apply_fn, donate_argnums=0)
+        self._zeros = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params))
+        self._scores = jax.jit(self._score_fn)
+
+    @property
+    def params(self) -> Params:
+        return self.state.params
+
+    def step(self, batch: Batch) -> list[StepStats]:
+        """One optimizer step per minibatch of the batch."""
+        return [self.minibatch_step(minibatch) for minibatch in batch.minibatches]
+
+    def minibatch_step(self, minibatch: Minibatch) -> StepStats:
+        """Add up the microbatches' gradients, then update. Returns without waiting."""
+        with jax.set_mesh(self.mesh):
+            grads = self._zeros(self.state.params)
+            totals: tuple[Any, LossStats] | None = None
+            for microbatch in minibatch.microbatches:
+                grads, loss, stats = self._accumulate(
+                    self.state.params, grads, self.to_device(microbatch)
+                )
+                totals = (
+                    (loss, stats) if totals is None else (totals[0] + loss, totals[1].merge(stats))
+                )
+            assert totals is not None, "a minibatch without microbatches"
+            self.state, grad_norm = self._apply(self.state, grads)
+        return StepStats(totals[0], grad_norm, totals[1])
+
+    def gradient(self, minibatch: Minibatch) -> Params:
+        """The gradient that `minibatch_step` would spend."""
+        with jax.set_mesh(self.mesh):
+            grads = self._zeros(self.state.params)
+            for microbatch in minibatch.microbatches:
+                grads, *_ = self._accumulate(self.state.params, grads, self.to_device(microbatch))
+        return grads
+
+    def score(self, microbatch: Microbatch) -> Scores:
+        """log p of the microbatch's targets under the weights as they are."""
+        with jax.set_mesh(self.mesh):
+            return self._scores(self.state.params, self.to_device(microbatch))
+
+    def to_device(self, microbatch: Microbatch) -> Microbatch:
+        """Rows split over "fsdp", whole over "tp"."""
+        sharding = NamedSharding(self.mesh, ROWS)
+        return jax.tree.map(lambda x: jax.device_put(np.asarray(x), sharding), microbatch)
+
+    def _score_fn(self, params: Params, batch: Microbatch) -> Scores:
+        return self._score(
+            params,
+            inputs=batch.inputs,
+            targets=batch.targets,
+            positions=batch.positions,
+            segments=batch.segments,
+        )
+
+    def _accumulate_fn(
+        self, params: Params, grads: Params, batch: Microbatch
+    ) -> tuple[Params, Array, LossStats]:
+        def loss_of(params: Params) -> tuple[Array, LossStats]:
+            return self._loss(self._score_fn(params, batch), batch)
+
+        (loss, stats), new = jax.value_and_grad(loss_of, has_aux=True)(params)
+        return jax.tree.map(jnp.add, grads, new), loss, stats
+
+    def _apply_fn(self, state: TrainState, grads: Params) -> tuple[TrainState, Array]:
+        updates, optimizer = self.optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, optimizer), optax.global_norm(grads)

@@ -1,0 +1,1 @@
+"""Completion -> Verdict, in processes of their own that never load jax."""

@@ -1,0 +1,78 @@
+"""The format gate: one think block, then a final answer where a program can find it (2.1).
+
+Strict where the paper leaves room, because a gate that forgives is a gate that drifts:
+- the text starts with `<think>` at its first character; leading whitespace is refused;
+- math: only `\\boxed{...}` with balanced braces counts. `\\fbox` and `\\boxed 4` are refused, and
+  so is an empty last box;
+- code: only a closed block counts, and its language follows the opening ``` on the same line.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+_OPEN, _CLOSE = "<think>", "</think>"
+# An escape is one token, so that `\{` is no brace and `\\boxed` (a line break, a word) is no box.
+_BOX_OR_BRACE = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
+_FENCE = re.compile(r" {0,3}```[ \t]*(?P<language>[A-Za-z])?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """The parts of a completion, or why it has none. `problem` is empty if all is well."""
+
+    thoughts: str = ""
+    answer_part: str = ""
+    """What follows `</think>`."""
+    boxed: str | None = None
+    """Content of the last box of the answer part; None unless the domain is math."""
+    problem: str = ""
+
+
+def check_format(text: str, domain: Literal["math", "code"]) -> Format:
+    """The completion's parts, if it has the form its domain asks for. Linear in the text."""
+    if not text.startswith(_OPEN):
+        return Format(problem="no leading <think>")
+    if text.count(_OPEN) > 1 or text.count(_CLOSE) > 1:
+        return Format(problem="two think blocks")
+    thoughts, closing, answer_part = text[len(_OPEN) :].partition(_CLOSE)
+    if not closing:
+        return Format(problem="think block never closed")
+    boxed, problem = None, ""
+    if domain == "math":
+        boxed = last_box(answer_part)
+        if boxed is None:
+            problem = "no boxed answer"
+        elif not boxed.strip():
+            problem = "empty box"
+    elif not _has_code_block(answer_part):
+        problem = "no code block with a language"
+    return Format(thoughts=thoughts, answer_part=answer_part, boxed=boxed, problem=problem)
+
+
+def last_box(text: str) -> str | None:
+    """Content of the closed `\\boxed{...}` that opens last; None if there is none."""
+    opened: list[int] = []  # where each open brace's content starts; -1 for braces of no box
+    start, end = -1, -1
+    for token in _BOX_OR_BRACE.finditer(text):
+        if token[0].startswith(r"\boxed"):
+            opened.append(token.end())
+        elif token[0] == "{":
+            opened.append(-1)
+        elif token[0] == "}" and opened:
+            candidate = opened.pop()
+            if candidate > start:
+                start, end = candidate, token.start()
+    return text[start:end] if start >= 0 else None
+
+
+def _has_code_block(text: str) -> bool:
+    inside, has_language = False, False
+    for line in text.split("\n"):
+        if inside and line.strip() == "```":
+            if has_language:
+                return True
+            inside = False
+        elif not inside and (fence := _FENCE.match(line)) and "`" not in line[fence.end() :]:
+            inside, has_language = True, fence["language"] is not None
+    return False

@@ -1,0 +1,265 @@
+"""A pool of processes that judge completions; every completion gets a verdict in bounded time.
+
+A process that hangs or dies costs one completion, whose outcome is "error", and is replaced.
+"""
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock
+from types import TracebackType
+
+from magistral_jax.types import Problem, Verdict
+from magistral_jax.verifier.reward import TEXT_LIMIT, RewardRule, without_reward
+from magistral_jax.verifier.server import READY
+
+_COMMAND = (sys.executable, "-P", "-m", "magistral_jax.verifier.server")
+_START_S = 60.0
+_STARTS = 3
+_LINE_LIMIT = 1_000_000
+_INHERITED = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME")
+
+
+class VerifierPool:
+    """Judges completions in `workers` processes, each check within `timeout_s` of wall time.
+
+    The processes never load jax and see nothing of this one's environment but search paths.
+    """
+
+    def __init__(self, rule: RewardRule, workers: int, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._broken = ""
+        settings = json.dumps({"rule": asdict(rule), "timeout_s": timeout_s})
+        self._children = [_Child([*_COMMAND, settings]) for _ in range(workers)]
+        self._idle: SimpleQueue[_Child] = SimpleQueue()
+        for child in self._children:
+            self._idle.put(child)
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="verifier")
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes at work now."""
+        return [pid for child in self._children if (pid := child.pid) is not None]
+
+    def submit(self, problem: Problem, text: str, tokens: int) -> Future[Verdict]:
+        """The verdict to come. Raises RuntimeError through the future if no process can start."""
+        return self._threads.submit(self._judge, problem, text, int(tokens))
+
+    def close(self) -> None:
+        """End the processes at once. Futures that are not done raise CancelledError."""
+        for child in self._children:
+            child.stop()
+        self._threads.shutdown(wait=True)
+        for child in self._children:
+            child.end()
+
+    def __enter__(self) -> "VerifierPool":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _judge(self, problem: Problem, text: str, tokens: int) -> Verdict:
+        if self._broken:
+            raise RuntimeError(self._broken)
+        child = self._idle.get_nowait()  # never empty: there are as many threads as children
+        try:
+            child.make_ready()
+            return self._ask(child, _line(problem, text, tokens))
+        except _CannotStart as failure:
+            self._broken = str(failure)
+            raise
+        finally:
+            self._idle.put(child)
+
+    def _ask(self, child: "_Child", line: bytes) -> Verdict:
+        try:
+            return Verdict(**json.loads(child.ask(line, self._timeout_s)))
+        except TimeoutError:
+            reason = f"killed after {self._timeout_s:.1f} s"
+        except EOFError:
+            reason = "its process died"
+        except (ValueError, TypeError):
+            reason = "its process answered nonsense"
+        child.replace()
+        return without_reward("error", reason)
+
+
+class _CannotStart(RuntimeError):
+    """Verifier processes do not start on this machine."""
+
+
+class _Child:
+    """One process and its replacements. One thread uses it; any thread may stop it."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._command = command
+        self._lock = Lock()
+        self._is_stopped = False
+        self._is_ready = False
+        # Never holds a process already waited for, so that its pid is safe to signal.
+        self._process: subprocess.Popen[bytes] | None = None
+        self.replace()
+
+    @property
+    def pid(self) -> int | None:
+        process = self._process
+        return process.pid if process is not None else None
+
+    def make_ready(self) -> None:
+        """Wait until the process takes a question, starting it again where that helps."""
+        if self._is_ready and self._has_spoken():
+            self.replace()
+        for attempt in range(_STARTS):
+            if self._is_ready:
+                return
+            if attempt > 0:
+                self.replace()
+            with suppress(TimeoutError, EOFError):
+                self._is_ready = self.ask(b"", _START_S) == READY
+        if not self._is_ready:
+            raise _CannotStart(
+                f"A verifier process failed to start {_STARTS} times in a row, with {_START_S} s "
+                f"each time; what it wrote to stderr says why. By hand: {' '.join(_COMMAND)} '{{}}'"
+            )
+
+    def ask(self, line: bytes, timeout_s: float) -> bytes:
+        """The line that the process answers; TimeoutError or EOFError without one."""
+        process = self._process
+        if process is None:
+            raise CancelledError
+        try:
+            return _exchange(process, line, time.monotonic() + timeout_s)
+        except EOFError:
+            if self._is_stopped:
+                raise CancelledError from None
+            raise
+
+    def replace(self) -> None:
+        """End the process, if there is one, and start another, unless stopped."""
+        self.end()
+        with self._lock:
+            if not self._is_stopped:
+                self._process = _start(self._command)
+
+    def stop(self) -> None:
+        """Kill the process for good; whoever waits for it wakes and sees its end."""
+        with self._lock:
+            self._is_stopped = True
+            if self._process is not None:
+                _kill(self._process)
+
+    def end(self) -> None:
+        """Kill the process and give back what it held. Only for the thread that uses it."""
+        with self._lock:
+            process, self._process = self._process, None
+        self._is_ready = False
+        if process is None:
+            return
+        _kill(process)
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.close()
+        process.stdout.close()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_START_S)
+
+    def _has_spoken(self) -> bool:
+        """True if the process said something unasked. Its end counts: it closes the pipe."""
+        process = self._process
+        if process is None:
+            return False
+        assert process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            return bool(selector.select(0))
+
+
+def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    """A new process in a session of its own: Ctrl-C does not reach it, one kill ends it whole."""
+    environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    # The package may be imported from a source checkout that only this process knows of.
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    # A pool of threads per process would eat the address space that its limit leaves.
+    environment["OPENBLAS_NUM_THREADS"] = "1"
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=environment,
+            start_new_session=True,
+        )
+    except OSError as failure:
+        raise _CannotStart(f"A verifier process could not be started: {failure}") from failure
+    assert process.stdin is not None and process.stdout is not None
+    os.set_blocking(process.stdin.fileno(), False)
+    os.set_blocking(process.stdout.fileno(), False)
+    return process
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _line(problem: Problem, text: str, tokens: int) -> bytes:
+    """One question, in ASCII, so that even half a surrogate pair arrives as it was."""
+    fields = {
+        "id": problem.id,
+        "domain": problem.domain,
+        "question": problem.question,
+        "answer": problem.answer,
+        "language": problem.language,
+        "source": problem.source,
+    }
+    # One character over the limit is enough for the judge to see that it is over.
+    item = {"problem": fields, "text": text[: TEXT_LIMIT + 1], "tokens": tokens}
+    return json.dumps(item).encode("ascii") + b"\n"
+
+
+def _exchange(process: subprocess.Popen[bytes], line: bytes, deadline: float) -> bytes:
+    """What the process writes up to a line's end, while `line` is being fed to it.
+
+    Reads and writes at once, so neither side waits for the other with its pipe full. Raises
+    TimeoutError at the deadline, EOFError if the process has ended or will not stop writing.
+    """
+    assert process.stdin is not None and process.stdout is not None
+    unsent, received = memoryview(line), bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        if unsent:
+            selector.register(process.stdin, selectors.EVENT_WRITE)
+        while not received.endswith(b"\n"):
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise TimeoutError
+            for key, _ in ready:
+                if key.fileobj is process.stdout:
+                    chunk = os.read(key.fd, 65536)
+                    received += chunk
+                    if not chunk or len(received) > _LINE_LIMIT:
+                        raise EOFError
+                else:
+                    try:
+                        unsent = unsent[os.write(key.fd, unsent) :]
+                    except BrokenPipeError:
+                        raise EOFError from None
+                    if not unsent:
+                        selector.unregister(process.stdin)
+    return bytes(received)

@@ -1,0 +1,1 @@
+"""New weights -> generator: device to device, newest wins."""
