@@ -23,4 +23,11 @@ bash "$root/launch/env.sh"
 
 # From the project's folder, so that runs/demo is there wherever this was called from.
 cd "$root"
+
+# Run again, it begins anew, beside the finished run; a run that was stopped goes on instead.
+if [ -e runs/demo/summary.json ]; then
+    mv runs/demo "runs/demo-$(date +%Y%m%d-%H%M%S)"
+elif ls runs/demo/checkpoints/[0-9]* >/dev/null 2>&1; then
+    set -- --resume "$@"
+fi
 exec .venv/bin/magistral-jax train configs/demo.toml "$@"

@@ -7,10 +7,11 @@ Exit codes: 0 done, 1 failed, 2 user's mistake, 70 stalled, 75 stopped by a sign
 import argparse
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from magistral_jax.config import RunConfig
-from magistral_jax.settings import dump, load, parse_overrides
+from magistral_jax.settings import dotted_fields, dump, load, parse_overrides
 from magistral_jax.types import Stalled, UserError
 
 FAILED, MISTAKE, STALLED, INTERRUPTED = 1, 2, 70, 130
@@ -21,6 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     try:
+        refuse_misspelt_options(options, rest)
+        json_path = getattr(options, "json", None)
+        if json_path is not None and not json_path.absolute().parent.is_dir():
+            raise UserError(f"--json {json_path}: there is no folder {json_path.parent}.")
         config = load(options.config, parse_overrides(rest))
         return options.command(config, options)
     except UserError as mistake:
@@ -49,7 +54,8 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, function: object, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        help_text = text.replace("%", "%%")  # argparse formats it, and not the description
+        sub = commands.add_parser(name, help=help_text, description=text, allow_abbrev=False)
         sub.set_defaults(command=function)
         sub.add_argument("config", metavar="CONFIG.toml", type=Path)
         return sub
@@ -66,13 +72,27 @@ def make_parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", type=Path, help="also write the table to this file")
     sample = commands.choices["sample"]
     sample.add_argument("--question", help="ask this instead of held-out problems")
-    sample.add_argument("--count", type=int, default=1, help="completions per question")
+    sample.add_argument(
+        "--count", type=int, default=1, help="held-out problems, or answers to --question"
+    )
     evaluation = commands.choices["eval"]
     evaluation.add_argument("--top-k", type=int, default=0, help="sample from the k likeliest")
     evaluation.add_argument("--top-p", type=float, default=1.0, help="sample from this mass")
     bench = command("bench", bench_command, "Decode, train and push speeds on this machine.")
     bench.add_argument("--json", type=Path, help="also write the table to this file")
     return parser
+
+
+def refuse_misspelt_options(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Name the option that was meant; what looks like none is left to be an override."""
+    names = vars(options).keys() - {"command", "config"}
+    known = [f"--{name.replace('_', '-')}" for name in names]
+    for argument in rest:
+        name = argument.partition("=")[0]
+        is_field = name.removeprefix("--").replace("-", "_") in dotted_fields()
+        close = get_close_matches(name, known, n=1, cutoff=0.75)
+        if name.startswith("--") and not is_field and close:
+            raise UserError(f"there is no option {name}; did you mean {close[0]}?")
 
 
 def train_command(config: RunConfig, options: argparse.Namespace) -> int:

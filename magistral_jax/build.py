@@ -260,6 +260,7 @@ class Run:
             dtype=self.dtype,
             remat=t.remat,
             head_tokens=t.head_tokens,
+            unroll=t.unroll,
         )
 
     @cached_property
@@ -301,7 +302,7 @@ class Run:
         snapshot: Snapshot,
         cursor: Cursor,
         *,
-        on_step: Callable[[int, dict[str, float], list[Group]], None],
+        on_step: Callable[[int, dict[str, float], list[Group], Cursor], None],
         waiting: Callable[[str, str | None], None],
     ) -> Rooms:
         """The rooms of a loop that starts from `snapshot`, at this place of the stream."""

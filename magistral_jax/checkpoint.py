@@ -4,6 +4,10 @@ Orbax writes to a temporary folder and renames it when it is whole, so whatever 
 saving, the checkpoint before it stays usable.
 """
 
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,9 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from magistral_jax.types import Cursor, UserError
+
+# Orbax logs there what it raises, too, each of its threads with a traceback of its own.
+logging.getLogger("absl").disabled = True
 
 
 class CannotSave(RuntimeError):
@@ -60,13 +67,15 @@ class Checkpoints:
         described = asdict(meta)
         described["cursor"]["pending"] = list(meta.cursor.pending)
         try:
-            with self._open() as checkpointer:
+            with only_one_failure(), self._open() as checkpointer:
                 checkpointer.save_checkpointables(
                     meta.step, {"state": state, "meta": described}, overwrite=True
                 )
         except Exception as failure:  # orbax and its storage raise many kinds
             earlier = self._steps()
-            there = f"that of step {earlier[-1]} is usable" if earlier else "there is none before it"
+            there = (
+                f"that of step {earlier[-1]} is usable" if earlier else "there is none before it"
+            )
             reason = (str(failure) or type(failure).__name__).splitlines()[0]
             raise CannotSave(
                 f"the checkpoint of step {meta.step} could not be saved to {self.folder} "
@@ -81,16 +90,39 @@ class Checkpoints:
         with self._open() as checkpointer:
             return checkpointer.load_checkpointables(meta.step, {"state": shapes})["state"]
 
+    def restore_params(self, meta: Meta, like: Any) -> Any:
+        """The saved weights alone, placed as `like`; the optimizer's state is not even read."""
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with context, self._open() as checkpointer:
+            wanted = {"state": {"params": like}}
+            return checkpointer.load_checkpointables(meta.step, wanted)["state"]["params"]
+
     def _steps(self) -> list[int]:
         if not self.folder.is_dir():
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
 
     def _open(self) -> Any:
-        return ocp.training.Checkpointer(
-            self.folder,
-            preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
-        )
+        newest: Any = ocp.training.preservation_policies.LatestN(self._keep)
+        return ocp.training.Checkpointer(str(self.folder), preservation_policy=newest)
+
+
+@contextmanager
+def only_one_failure() -> Iterator[None]:
+    """Of a save that fails, what is raised here, and not what orbax's threads say after it.
+
+    They may say it when this is long over, so after a failure they stay silenced.
+    """
+    told = sys.unraisablehook
+
+    def not_an_echo(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            told(unraisable)
+
+    sys.unraisablehook = not_an_echo
+    yield
+    sys.unraisablehook = told
 
 
 def check_identity(saved: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:

@@ -9,7 +9,7 @@ weights.
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Protocol, runtime_checkable
@@ -21,6 +21,9 @@ from magistral_jax.types import Completion, Cursor, Group, Prompt, Snapshot, Sta
 
 # How long the generator sleeps when it has nothing to decode and nothing to admit.
 POLL_S = 0.002
+# How long a run that failed lets its generator finish a decode step, and how much longer than the
+# trainer the generator waits: the trainer can tell which group it misses.
+GRACE_S = 1.0
 
 
 @runtime_checkable
@@ -100,8 +103,9 @@ class Rooms:
     mailbox: Mailbox
     probe: Probe | None
     tally: Tally
-    on_step: Callable[[int, dict[str, float], list[Group]], None]
-    """After each weight update: its number from 1, its metrics, the groups judged for it."""
+    on_step: Callable[[int, dict[str, float], list[Group], Cursor], None]
+    """After each weight update: its number from 1, its metrics, the groups judged since the one
+    before, and where a run that resumes with these weights goes on."""
     waiting: Callable[[str, str | None], None]
     """Who waits for what, for the console; None: no longer."""
 
@@ -118,13 +122,11 @@ def run_sync(config: RunConfig, rooms: Rooms, *, start: int = 0) -> None:
             prompts = [rooms.prompts.next() for _ in range(missing)]
             for prompt in prompts:
                 rooms.backlog.dispatch(prompt)
+                rooms.tally.add("dispatched", 1)
             for prompt, completions in zip(prompts, rooms.generator.generate(prompts), strict=True):
-                verdicts = [rooms.judge(prompt, c) for c in completions]
-                group = Group(
-                    prompt=prompt,
-                    completions=completions,
-                    verdicts=tuple(v.result(timeout=config.stall_s) for v in verdicts),
-                )
+                waiting = [rooms.judge(prompt, c) for c in completions]
+                verdicts = tuple(verdict_of(v, prompt, config.stall_s) for v in waiting)
+                group = Group(prompt=prompt, completions=completions, verdicts=verdicts)
                 rooms.tally.group(group)
                 missing -= rooms.backlog.finish(group)
         groups = rooms.backlog.take_batch()
@@ -136,6 +138,14 @@ def run_sync(config: RunConfig, rooms: Rooms, *, start: int = 0) -> None:
         if rooms.probe is not None:
             _probe_to_the_end(rooms, snapshot)
         _report(rooms, version)
+
+
+def verdict_of(waiting: Future[Verdict], prompt: Prompt, stall_s: float) -> Verdict:
+    """The verdict, or what its check raised; `Stalled` if it does not come."""
+    done, _ = wait([waiting], timeout=stall_s)
+    if not done:
+        raise Stalled(f"trainer waited {stall_s:g} s for a verdict on group {prompt.group}")
+    return waiting.result()
 
 
 def run_async(config: RunConfig, rooms: Rooms, *, start: int = 0) -> None:
@@ -165,17 +175,21 @@ def run_async(config: RunConfig, rooms: Rooms, *, start: int = 0) -> None:
     thread.start()
     try:
         train_loop(config, rooms, start=start)
-    finally:
+    except BaseException:
+        # Its own failure is what is told; a generator that hangs as well is a daemon.
         done.set()
-        thread.join(timeout=config.stall_s)
-        if thread.is_alive():
-            raise Stalled(f"the generator did not stop within {config.stall_s:g} s")
+        thread.join(timeout=GRACE_S)
+        raise
+    done.set()
+    thread.join(timeout=config.stall_s)
+    if thread.is_alive():
+        raise Stalled(f"trainer waited {config.stall_s:g} s for the generator to stop")
 
 
 def generate_loop(config: RunConfig, rooms: Rooms, done: threading.Event) -> None:
     """Swap, admit, decode, hand on; until `done`."""
     generator, backlog, tally = rooms.generator, rooms.backlog, rooms.tally
-    busy = monotonic()
+    busy, is_waiting = monotonic(), False
     if rooms.probe is not None:
         rooms.probe.start(snapshot_of(generator))
     while not done.is_set():
@@ -188,14 +202,17 @@ def generate_loop(config: RunConfig, rooms: Rooms, done: threading.Event) -> Non
             tally.add("dispatched", 1)
             generator.submit(prompt)
         is_closed = generator.num_vacant > 0
+        if is_waiting == generator.has_work:
+            is_waiting = not is_waiting
+            what = "weights trained from older groups" if is_waiting else None
+            rooms.waiting("generator", what)
         if generator.has_work:
             busy = monotonic()
             decode(rooms)
         else:
-            rooms.waiting("generator", "weights trained from older groups")
             if backlog.wait_admission(POLL_S) is None:
                 return  # stopped
-            if monotonic() - busy > config.stall_s:
+            if monotonic() - busy > config.stall_s + GRACE_S:
                 raise Stalled(
                     f"generator waited {config.stall_s:g} s for the trainer to use "
                     "the groups dispatched so far"
@@ -230,7 +247,6 @@ def apply_newest(config: RunConfig, rooms: Rooms) -> None:
 def decode(rooms: Rooms) -> None:
     """One decode step; what finished goes to the verifier at once."""
     generator, tally = rooms.generator, rooms.tally
-    rooms.waiting("generator", None)
     began = monotonic()
     finished = generator.step()
     active = generator.num_active + len(finished)
@@ -292,8 +308,11 @@ def _learn(rooms: Rooms, groups: Sequence[Group], version: int) -> Snapshot:
 
 def _report(rooms: Rooms, version: int) -> None:
     """Turn what was counted since the last update into its row of metrics."""
+    # The cursor first: what is not in it by now was judged and counted, so that a run resumed
+    # from it finds every dropped group in the record.
+    cursor = rooms.backlog.cursor()
     sums, latest, groups = rooms.tally.drain()
-    rooms.on_step(version + 1, {**group_metrics(groups), **sums, **latest}, groups)
+    rooms.on_step(version + 1, {**group_metrics(groups), **sums, **latest}, groups, cursor)
 
 
 def _probe_to_the_end(rooms: Rooms, snapshot: Snapshot) -> None:

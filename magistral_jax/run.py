@@ -22,6 +22,10 @@ from magistral_jax.trainer.trainer import Trainer
 from magistral_jax.types import Cursor, Group, Snapshot, UserError
 
 FINISHED, STOPPED, INTERRUPTED = 0, 75, 130
+LONGEST_CHECKED = 100
+NOTHING_COUNTED = dict.fromkeys(
+    ("progress/completions", "progress/dispatched", "progress/dropped_groups"), 0.0
+)
 
 
 def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
@@ -49,6 +53,11 @@ def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
 def check_data(run: Run) -> None:
     """Find the user's mistakes in data and evaluation before anything is written or compiled."""
     run.stream(Cursor(next=0)).next()
+    if run.config.data.path:  # generated sums are all of one length
+        # The longest texts make the longest prompts, nearly always; all would take minutes.
+        by_length = sorted(run.problems, key=lambda problem: len(problem.question.encode()))
+        for problem in by_length[-LONGEST_CHECKED:]:
+            run.render(problem)
     if run.config.eval.problems:
         run.heldout(run.config.eval.problems)
 
@@ -69,15 +78,11 @@ class Session:
         snapshot = self.run.published(trainer.params, meta.step)
         if saved is None:
             before = self._evaluate(snapshot, "before")
-            notes = {"before": asdict(before) if before else None, "completions": 0}
+            notes = {"before": asdict(before) if before else None, "counts": NOTHING_COUNTED}
             meta = Meta(step=0, cursor=meta.cursor, identity=meta.identity, notes=notes)
             self.checkpoints.save(meta, trainer.state)
         setup_s = monotonic() - self.began
-        self.counts = {
-            "progress/completions": float(meta.notes["completions"]),
-            "progress/dispatched": float(meta.cursor.next),
-            "progress/dropped_groups": 0.0,
-        }
+        self.counts = dict(meta.notes["counts"])
         code = self._reinforce(trainer, snapshot, meta)
         if code == FINISHED:
             self._finish(trainer, meta, setup_s)
@@ -107,11 +112,12 @@ class Session:
             trainer,
             snapshot,
             meta.cursor,
-            on_step=lambda step, values, groups: self._on_step(step, values, groups),
+            on_step=self._on_step,
             waiting=self.console.waiting,
         )
-        self.trainer, self.rooms, self.meta = trainer, rooms, meta
-        self.step, self.saved_step, self.step_began = meta.step, meta.step, monotonic()
+        self.trainer, self.meta = trainer, meta
+        self.step, self.cursor, self.saved_step = meta.step, meta.cursor, meta.step
+        self.step_began, self.checkpoint_s = monotonic(), 0.0
         loop = run_async if self.config.mode == "async" else run_sync
         with stop_signals(rooms) as received:
             loop(self.config, rooms, start=meta.step)
@@ -122,38 +128,37 @@ class Session:
             return INTERRUPTED if received[0] == signal.SIGINT else STOPPED
         return FINISHED
 
-    def _on_step(self, step: int, values: dict[str, float], groups: list[Group]) -> None:
+    def _on_step(
+        self, step: int, raw: dict[str, float], groups: list[Group], cursor: Cursor
+    ) -> None:
         now = monotonic()
-        raw = dict(values)
         step_s, self.step_began = now - self.step_began, now
-        self.step = step
+        self.step, self.cursor = step, cursor
         self.counts["progress/completions"] += sum(len(g.completions) for g in groups)
         self.counts["progress/dispatched"] += raw.get("dispatched", 0.0)
         self.counts["progress/dropped_groups"] += sum(not g.is_diverse for g in groups)
-        checkpoint_began = monotonic()
-        last = step == self.config.trainer.steps
-        if last or step % self.config.checkpoint.every == 0:
-            self._save()
         derived = derive(raw, slots=self.config.generator.in_flight, step_s=step_s)
         shown = {name: value for name, value in raw.items() if name in GLOSSARY}
         shown |= derived | self.counts
-        shown["time/checkpoint"] = monotonic() - checkpoint_began
+        # This step began by waiting for the checkpoint of the one before.
+        shown["time/checkpoint"], self.checkpoint_s = self.checkpoint_s, 0.0
         self.record.completions(step, groups)
         self.record.step(step, shown)
         self.console.step(step, shown)
+        # After the rows: a resume cuts off rows without their checkpoint, but cannot make up
+        # the rows of a checkpoint that has none.
+        last = step == self.config.trainer.steps
+        if last or step % self.config.checkpoint.every == 0:
+            self._save()
 
     def _save(self) -> None:
-        notes = {**self.meta.notes, "completions": self.counts["progress/completions"]}
+        began = monotonic()
+        notes = {**self.meta.notes, "counts": self.counts}
         self.checkpoints.save(
-            Meta(
-                step=self.step,
-                cursor=self.rooms.backlog.cursor(),
-                identity=self.meta.identity,
-                notes=notes,
-            ),
+            Meta(step=self.step, cursor=self.cursor, identity=self.meta.identity, notes=notes),
             self.trainer.state,
         )
-        self.saved_step = self.step
+        self.saved_step, self.checkpoint_s = self.step, monotonic() - began
 
     def _evaluate(self, snapshot: Snapshot, when: str) -> Evaluation | None:
         e = self.config.eval

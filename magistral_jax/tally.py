@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
+from typing import SupportsFloat
 
 import numpy as np
 
@@ -26,15 +27,15 @@ class Tally:
         self._latest: dict[str, float] = {}
         self._groups: list[Group] = []
 
-    def add(self, name: str, value: float) -> None:
+    def add(self, name: str, value: SupportsFloat) -> None:
         """Add to a counter that starts at 0 after each drain."""
         with self._lock:
-            self._sums[name] += value
+            self._sums[name] += float(value)
 
-    def note(self, name: str, value: float) -> None:
+    def note(self, name: str, value: SupportsFloat) -> None:
         """Keep the newest value of a number; forgotten after each drain."""
         with self._lock:
-            self._latest[name] = value
+            self._latest[name] = float(value)
 
     def group(self, group: Group) -> None:
         """A group was judged, to be kept or dropped."""

@@ -21,8 +21,9 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# The first example of a property may compile a program; how long that takes says nothing.
-hypothesis.settings.register_profile("magistral", deadline=None)
+# The first example of a property may compile a program; how long that takes says nothing. The
+# rest is hypothesis' own profile, which under CI draws the same examples every time.
+hypothesis.settings.register_profile("magistral", hypothesis.settings.default, deadline=None)
 hypothesis.settings.load_profile("magistral")
 
 REPO = Path(__file__).resolve().parents[1]

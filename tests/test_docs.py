@@ -150,7 +150,7 @@ HOSTS = [
         "npm" + r"js\.(?:org|com)",
         r"conda\.ana" + "conda",
     ),
-    *(r"deb\.deb" + "ian", r"pytorch\.org/" + "whl", "(?:extra-)?index-" + "url"),
+    *(r"deb\.deb" + "ian", r"pytorch\.org/" + "whl", "extra-index-" + "url"),
 ]
 TELLTALE = re.compile(
     "|".join([rf"(?<![\w.~}}-])/(?:{'|'.join(FOLDERS)})/", *HOSTS]).encode(), re.IGNORECASE
@@ -165,7 +165,7 @@ def test_a_path_of_a_machine_is_a_telltale(folder):
 
 
 @pytest.mark.parametrize(
-    "host", ["py" + "pi.org", "files.python" + "hosted.org", "--index-" + "url"]
+    "host", ["py" + "pi.org", "files.python" + "hosted.org", "--extra-index-" + "url"]
 )
 def test_a_host_of_packages_is_a_telltale(host):
     assert TELLTALE.search(f"from {host} comes".encode())

@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -83,8 +84,8 @@ ID = {token: i for i, token in enumerate(TINY_TOKENS)}
 START_ID, END_ID = ID["<|im_start|>"], ID["<|im_end|>"]
 
 
-def tiny(**changes) -> dict[str, object]:
-    metadata = {
+def tiny(**changes) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
         "model": "gpt2",
         "pre": "smollm",
         "tokens": TINY_TOKENS,
@@ -137,6 +138,11 @@ def test_smollm_reads_digits_one_by_one_and_gpt2_does_not():
 def test_control_tokens_come_from_the_template_alone():
     ids = tokenizer().chat([user("ab")])
     assert ids == [START_ID, *plain("user:"), ID["ab"], END_ID, START_ID, *plain("a:")]
+
+
+def test_of_two_control_tokens_that_begin_alike_the_longer_is_meant():
+    longer = GgufTokenizer("t", tiny() | {"tokenizer.chat_template": "<|im_end|>x<|im_end|>"})
+    assert longer.chat([]) == [ID["<|im_end|>x"], END_ID]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ A concise summary that reflects your reasoning and gives a clear final answer.
 """
 _TASK = "Problem:\n\n{problem}\n\nPut the final answer in \\boxed{{}}."
 _EXAMPLE_QUESTION = "17+25=?"
-_EXAMPLE_ANSWER = r"<think>7+5=12 1+2+1=4</think>\boxed{42}"
+_EXAMPLE_ANSWER = r"<think>7+5+0=12 1+2+1=04</think>\boxed{42}"
 
 
 def render(

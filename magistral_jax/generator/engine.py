@@ -9,7 +9,6 @@ Axes: B slots, G slots filled at once, T prompt tokens padded to a bucket, V voc
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -20,13 +19,21 @@ from jax import P
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Int, Key
 
+from magistral_jax.generator.result import LENGTH, RUNNING, STOP, ResultTokens, pack_result
 from magistral_jax.generator.sampling import Sampler, sample, uniforms
-from magistral_jax.model.cache import Cache, LayerCache, attend_cached, empty_cache, insert_prefix
+from magistral_jax.model.cache import (
+    KEY_SPEC,
+    VALUE_SPEC,
+    Cache,
+    LayerCache,
+    attend_cached,
+    empty_cache,
+    insert_prefix,
+)
 from magistral_jax.model.params import Architecture, Params
 from magistral_jax.model.transformer import attend_packed, head_weight, logits, transform
 
 SMALLEST_BUCKET = 16
-RUNNING, STOP, LENGTH = 0, 1, 2
 
 
 class Prefix(NamedTuple):
@@ -35,8 +42,8 @@ class Prefix(NamedTuple):
     cache: Cache
     """Keys and values of one sequence, padded to its bucket."""
     last_token: Int[Array, ""]
-    first_token: Int[Array, ""]
-    """What JetStream's `prefill` samples; `bulk_insert` lets each slot draw its own instead."""
+    first_tokens: Int[Array, " samples"]
+    """What JetStream's `prefill` samples; a named `bulk_insert` lets each slot draw its own."""
     length: Int[Array, ""]
     """Prompt tokens, without padding."""
 
@@ -55,51 +62,6 @@ class DecodeState(NamedTuple):
     groups: Int[Array, " B"]
     indices: Int[Array, " B"]
     active: Bool[Array, " B"]
-
-
-@dataclass(frozen=True)
-class ResultTokens:
-    """One step's outcome in a single integer array, so that it costs one copy to the host.
-
-    Columns: token | valid | length | log-prob (float32 bits) | finish (0 running, 1 stop, 2
-    length). The first three are JetStream's layout.
-    """
-
-    data: Int[Array | np.ndarray, "B 5"]
-    tokens_idx: tuple[int, int] = (0, 1)
-    valid_idx: tuple[int, int] = (1, 2)
-    length_idx: tuple[int, int] = (2, 3)
-    samples_per_slot: int = 1
-
-    def copy_to_host_async(self) -> None:
-        if isinstance(self.data, jax.Array):
-            self.data.copy_to_host_async()
-
-    def convert_to_numpy(self) -> "ResultTokens":
-        return ResultTokens(np.asarray(self.data))
-
-    @property
-    def log_prob(self) -> np.ndarray:
-        return np.ascontiguousarray(np.asarray(self.data)[:, 3]).view(np.float32)
-
-    def get_result_at_slot(self, slot: int) -> "SlotData":
-        row = np.asarray(self.data)[slot]
-        return SlotData(row[0:1], row[1:2], row[2:3], row[3:4].view(np.float32))
-
-
-class SlotData(NamedTuple):
-    tokens: np.ndarray
-    valid: np.ndarray
-    lengths: np.ndarray
-    log_prob: np.ndarray
-
-
-def pack_result(
-    tokens: Array, valid: Array, lengths: Array, logprobs: Array, finish: Array
-) -> Int[Array, "B 5"]:
-    bits = jax.lax.bitcast_convert_type(logprobs.astype(jnp.float32), jnp.int32)
-    columns = (tokens, valid.astype(jnp.int32), lengths, bits, finish)
-    return jnp.stack(columns, axis=1)
 
 
 class Engine:
@@ -133,8 +95,10 @@ class Engine:
         assert self._params is not None, "this engine was made without weights"
         return self._params
 
-    def get_prefix_destination_sharding(self) -> NamedSharding:
-        return NamedSharding(self.mesh, P())
+    def get_prefix_destination_sharding(self) -> Any:
+        """Where each array of a `Prefix` belongs: heads split as in the cache."""
+        layer = LayerCache(*(NamedSharding(self.mesh, spec) for spec in (KEY_SPEC, VALUE_SPEC)))
+        return Prefix((layer,) * self.arch.layers, *[NamedSharding(self.mesh, P())] * 3)  # pyright: ignore
 
     def bucket(self, length: int) -> int:
         """The padded size at which a prompt of `length` is prefilled: a power of two, or all."""
@@ -160,27 +124,45 @@ class Engine:
         request_id: Any = None,
     ) -> tuple[Prefix, ResultTokens]:
         """Keys and values of a prompt, and (for JetStream's callers) a first token."""
+        return self.prefill_multisampling(
+            params=params,
+            existing_prefix=existing_prefix,
+            padded_tokens=padded_tokens,
+            true_length=true_length,
+            sampler=sampler,
+            rng=rng,
+        )
+
+    def prefill_multisampling(
+        self,
+        *,
+        params: Params,
+        existing_prefix: Any = None,
+        padded_tokens: np.ndarray | Array,
+        true_length: int,
+        sampler: Sampler | None = None,
+        rng: Key[Array, ""] | None = None,
+        num_samples: int = 1,
+    ) -> tuple[Prefix, ResultTokens]:
+        """One prefill with `num_samples` first tokens. Equal `rng`s draw equal ones."""
         if existing_prefix is not None:
             raise NotImplementedError("existing_prefix: prefixes are not extended yet")
         with jax.set_mesh(self.mesh):
             prefix, data = self._prefill(
                 params,
-                self._replicated(np.asarray(padded_tokens, np.int32)[None]),
-                self._replicated(np.int32(true_length)),
+                self.replicated(np.asarray(padded_tokens, np.int32)[None]),
+                self.replicated(np.int32(true_length)),
                 sampler or Sampler(),
                 self._key(rng),
+                num_samples,
             )
         return prefix, ResultTokens(data)
 
     def insert(
-        self,
-        prefix: Prefix,
-        decode_state: DecodeState,
-        slot: int,
-        request_id: Any = None,
+        self, prefix: Prefix, decode_state: DecodeState, slot: int, request_id: Any = None
     ) -> DecodeState:
         """JetStream's insert: the slot continues after the prefill's own first token."""
-        return self._insert(prefix, decode_state, [slot], [slot], [0], [2**30], fed_first=True)
+        return self.bulk_insert(prefix, decode_state, [slot])
 
     def bulk_insert(
         self,
@@ -188,15 +170,19 @@ class Engine:
         decode_state: DecodeState,
         slots: Sequence[int],
         *,
-        groups: Sequence[int],
-        indices: Sequence[int],
-        limits: Sequence[int],
+        groups: Sequence[int] | None = None,
+        indices: Sequence[int] = (),
+        limits: Sequence[int] = (),
         pad_to: int | None = None,
     ) -> DecodeState:
         """One prefill into many slots (the G of a group); each draws its own first token.
 
         `pad_to` fixes the number of slots of the compiled program; the surplus is ignored.
+        Without names it is JetStream's: slots go on after the prefill's own first tokens.
         """
+        if groups is None:
+            index, limit = range(len(slots)), [2**30] * len(slots)
+            return self._insert(prefix, decode_state, slots, slots, index, limit, fed_first=True)
         surplus = (pad_to or len(slots)) - len(slots)
         slots = [*slots, *[self.max_concurrent_decodes] * surplus]
         groups, indices, limits = ([*x, *[0] * surplus] for x in (groups, indices, limits))
@@ -216,7 +202,7 @@ class Engine:
 
     def replace_cache(self, prefix: Prefix, decode_state: DecodeState, slot: int) -> DecodeState:
         """The slot's cache prefilled anew, everything else about it unchanged."""
-        slots = self._replicated(np.array([slot], np.int32))
+        slots = self.replicated(np.array([slot], np.int32))
         with jax.set_mesh(self.mesh):
             cache = self._replace_jit(decode_state.cache, prefix.cache, slots)
         return decode_state._replace(cache=cache)
@@ -230,10 +216,11 @@ class Engine:
         with jax.set_mesh(self.mesh):
             cache = empty_cache(self.arch, self.mesh, slots, self.max_prefill_length, self.dtype)
             # One buffer each: the state is donated, and a donated buffer may not appear twice.
-            vectors = [self._replicated(zeros.copy()) for _ in range(6)]
-            return DecodeState(cache, *vectors, self._replicated(np.zeros(slots, bool)))
+            vectors = [self.replicated(zeros.copy()) for _ in range(6)]
+            return DecodeState(cache, *vectors, self.replicated(np.zeros(slots, bool)))
 
-    def _replicated(self, value: Any) -> Array:
+    def replicated(self, value: Any) -> Array:
+        """The value whole on each of the engine's devices."""
         return jax.device_put(value, NamedSharding(self.mesh, P()))
 
     def _key(self, rng: Key[Array, ""] | None) -> Key[Array, ""]:
@@ -241,22 +228,14 @@ class Engine:
 
     @cached_property
     def _default_key(self) -> Key[Array, ""]:
-        return self._replicated(jax.random.key(0))
+        return self.replicated(jax.random.key(0))
 
     def _insert(
-        self,
-        prefix: Prefix,
-        state: DecodeState,
-        slots: Sequence[int],
-        groups: Sequence[int],
-        indices: Sequence[int],
-        limits: Sequence[int],
-        *,
-        fed_first: bool,
+        self, prefix: Prefix, state: DecodeState, *rows: Sequence[int], fed_first: bool
     ) -> DecodeState:
-        table = np.array([slots, groups, indices, limits], np.int32)
+        table = np.array(rows, np.int32)
         with jax.set_mesh(self.mesh):
-            return self._insert_jit(prefix, state, self._replicated(table), fed_first)
+            return self._insert_jit(prefix, state, self.replicated(table), fed_first)
 
     @cached_property
     def _insert_jit(self) -> Any:
@@ -268,7 +247,7 @@ class Engine:
 
     @cached_property
     def _prefill(self) -> Any:
-        return jax.jit(partial(prefill, arch=self.arch, dtype=self.dtype))
+        return jax.jit(partial(prefill, arch=self.arch, dtype=self.dtype), static_argnums=5)
 
     @cached_property
     def _generate(self) -> Any:
@@ -282,10 +261,11 @@ def prefill(
     length: Int[Array, ""],
     sampler: Sampler,
     key: Key[Array, ""],
+    samples: int,
     *,
     arch: Architecture,
     dtype: jnp.dtype,
-) -> tuple[Prefix, Int[Array, "1 5"]]:
+) -> tuple[Prefix, Int[Array, "samples 5"]]:
     T = tokens.shape[1]
     positions = jnp.arange(T, dtype=jnp.int32)[None]
     segments = (positions < length).astype(jnp.int32)
@@ -295,13 +275,13 @@ def prefill(
     cache = tuple(LayerCache(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)) for k, v in states)
     last = jax.lax.dynamic_slice_in_dim(hidden, length - 1, 1, axis=1)
     scores = logits(last, head_weight(params, dtype), tied=arch.tie_embeddings)[:, 0]
-    zero = jnp.zeros(1, jnp.int32)
-    token, logprob = sample(
-        jax.reshard(scores, P(None, None)), uniforms(key, zero, zero, zero), sampler
-    )
+    scores = jnp.repeat(jax.reshard(scores, P(None, None)), samples, axis=0)
+    zero = jnp.zeros(samples, jnp.int32)
+    draws = uniforms(key, zero, jnp.arange(samples, dtype=jnp.int32), zero)
+    token, logprob = sample(scores, draws, sampler)
     last_token = jax.lax.dynamic_index_in_dim(tokens[0], length - 1, keepdims=False)
-    prefix = Prefix(cache, last_token, token[0], length)
-    return prefix, pack_result(token, jnp.ones(1, bool), zero + 1, logprob, zero + RUNNING)
+    prefix = Prefix(cache, last_token, token, length)
+    return prefix, pack_result(token, zero == 0, zero + 1, logprob, zero + RUNNING)
 
 
 def insert(
@@ -314,7 +294,7 @@ def insert(
     draws its own first token in the ordinary step.
     """
     slots, groups, indices, limits = table
-    token = prefix.first_token if fed_first else prefix.last_token
+    token = prefix.first_tokens if fed_first else prefix.last_token
     length = prefix.length if fed_first else prefix.length - 1
     produced = 1 if fed_first else 0
 
@@ -362,9 +342,9 @@ def generate(
     is_stop = jnp.isin(token, jnp.array(stop_ids, jnp.int32))
     # An idle or full slot writes at its last position over and over, which nobody reads.
     room = state.cache[0].v.shape[2] - 1
-    is_full = (produced >= state.limits) | (state.lengths + 1 >= room + 1)
-    finish = jnp.where(is_stop, STOP, jnp.where(is_full, LENGTH, RUNNING)).astype(jnp.int32)
-    finish = jnp.where(state.active, finish, RUNNING)
+    is_full = (produced >= state.limits) | (state.lengths >= room)
+    finish = jnp.where(is_stop, STOP, jnp.where(is_full, LENGTH, RUNNING))
+    finish = jnp.where(state.active, finish, RUNNING).astype(jnp.int32)
     result = pack_result(token, state.active, produced, logprob, finish)
     state = state._replace(
         cache=cache,

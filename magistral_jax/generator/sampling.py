@@ -45,9 +45,7 @@ def uniforms(
     return jax.vmap(draw)(groups, indices, positions)
 
 
-def inverse_cdf(
-    probabilities: Float[Array, "B V"], draws: Float[Array, " B"]
-) -> Int[Array, " B"]:
+def inverse_cdf(probabilities: Float[Array, "B V"], draws: Float[Array, " B"]) -> Int[Array, " B"]:
     """Index at which the running sum of (unnormalised) probabilities passes the draw.
 
     Two levels: first the block, then the token in it. On CPU with 49k words and 64 slots this
@@ -57,21 +55,30 @@ def inverse_cdf(
     blocks = -(-V // BLOCK)
     padded = jnp.pad(probabilities, ((0, 0), (0, blocks * BLOCK - V)))
     by_block = padded.reshape(B, blocks, BLOCK)
-    mass = jnp.cumsum(jnp.sum(by_block, axis=-1), axis=-1)
+    mass_of_block = jnp.sum(by_block, axis=-1)
+    mass = jnp.cumsum(mass_of_block, axis=-1)
     target = draws * mass[:, -1]
-    # Strictly greater: a block (or token) of zero mass is never chosen.
-    block = jnp.argmax(mass > target[:, None], axis=-1)
+    block = first_past(mass, mass_of_block, target)
     before = jnp.take_along_axis(mass, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0]
     target = target - jnp.where(block > 0, before, 0.0)
     inner = jnp.take_along_axis(by_block, block[:, None, None], axis=1)[:, 0]
     running = jnp.cumsum(inner, axis=-1)
-    # Rounding can leave the target at the block's very end; the last token with mass takes it.
-    within = jnp.where(
-        running[:, -1] > target,
-        jnp.argmax(running > target[:, None], axis=-1),
-        BLOCK - 1 - jnp.argmax(inner[:, ::-1] > 0, axis=-1),
-    )
+    within = first_past(running, inner, target)
     return (block * BLOCK + within).astype(jnp.int32)
+
+
+def first_past(
+    running: Float[Array, "B n"], parts: Float[Array, "B n"], target: Float[Array, " B"]
+) -> Int[Array, " B"]:
+    """Where the running sum of `parts` passes the target, never at a part of zero.
+
+    A parallel running sum rounds: it can rise over a zero, and end below the target. The last
+    part with mass then takes it.
+    """
+    has_mass = parts > 0
+    passed = has_mass & (running > target[:, None])
+    last = parts.shape[1] - 1 - jnp.argmax(has_mass[:, ::-1], axis=-1)
+    return jnp.where(jnp.any(passed, axis=-1), jnp.argmax(passed, axis=-1), last).astype(jnp.int32)
 
 
 def truncate(z: Float[Array, "B V"], top_k: int, top_p: float) -> Float[Array, "B V"]:
@@ -81,7 +88,8 @@ def truncate(z: Float[Array, "B V"], top_k: int, top_p: float) -> Float[Array, "
     falling = -jnp.sort(-z, axis=-1)
     keep = jnp.ones(z.shape, bool)
     if top_k:
-        keep &= z >= falling[:, top_k - 1 : top_k]
+        k = min(top_k, z.shape[1])
+        keep &= z >= falling[:, k - 1 : k]
     if top_p < 1.0:
         mass = jnp.cumsum(jax.nn.softmax(falling, axis=-1), axis=-1)
         # The smallest set whose mass reaches top_p: always the first token, and on.

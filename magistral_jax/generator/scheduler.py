@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from jaxtyping import Array, Key
 
-from magistral_jax.generator.engine import LENGTH, RUNNING, STOP, Engine, Prefix
+from magistral_jax.generator.engine import Engine, Prefix
+from magistral_jax.generator.result import LENGTH, RUNNING, STOP
 from magistral_jax.generator.sampling import Sampler
 from magistral_jax.types import Completion, Prompt, Snapshot, VersionSpan
 
@@ -57,7 +57,7 @@ class Scheduler:
         kv_on_update: Literal["keep", "recompute"] = "keep",
     ) -> None:
         self.engine, self.snapshot, self.sampler = engine, snapshot, sampler
-        self.key = jax.device_put(key, engine.get_prefix_destination_sharding())
+        self.key = engine.replicated(key)
         self.group_size, self.max_tokens, self.kv_on_update = group_size, max_tokens, kv_on_update
         self.state = engine.init_decode_state()
         self.num_steps = 0
@@ -95,7 +95,9 @@ class Scheduler:
         """Queue `count` completions (G by default) of at most `limit` tokens of a prompt."""
         room = self.engine.max_prefill_length - len(prompt.tokens)
         limit = min(limit or self.max_tokens, self.max_tokens, room)
-        assert limit > 0, f"prompt {prompt.problem.id} fills the cache ({len(prompt.tokens)} tokens)"
+        assert limit > 0, (
+            f"prompt {prompt.problem.id} fills the cache ({len(prompt.tokens)} tokens)"
+        )
         self._waiting.append(
             Request(prompt=prompt, limit=limit, next_index=0, count=count or self.group_size)
         )

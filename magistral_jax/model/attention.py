@@ -49,30 +49,52 @@ def grouped_attention(
     B, T, N, H = q.shape
     K = k.shape[2]
     batch, _, heads, _ = jax.typeof(q).sharding.spec
+    # Heads in front, once: all four products of forward and backward are then plain batched
+    # matrix products, which XLA's CPU backend runs up to 3x faster than with heads inside.
     q_BTKRH = jnp.reshape(q, (B, T, K, N // K, H), out_sharding=P(batch, None, heads, None, None))
+    q_BKRTH = q_BTKRH.transpose(0, 2, 3, 1, 4)
+    k_BKSH, v_BKSH = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     scores_BKRTS = jnp.einsum(
-        "BTKRH,BSKH->BKRTS", q_BTKRH, k, preferred_element_type=jnp.float32
+        "BKRTH,BKSH->BKRTS", q_BKRTH, k_BKSH, preferred_element_type=jnp.float32
     )
     scores_BKRTS = jnp.where(mask[:, None, None, :, :], scores_BKRTS * H**-0.5, MASKED)
     weights_BKRTS, total_BKRT = softmax_parts(scores_BKRTS, v.dtype)
-    out_BTKRH = jnp.einsum(
-        "BKRTS,BSKH->BTKRH", weights_BKRTS, v, preferred_element_type=jnp.float32
+    out_BKRTH = jnp.einsum(
+        "BKRTS,BKSH->BKRTH", weights_BKRTS, v_BKSH, preferred_element_type=jnp.float32
     )
-    out_BTKRH = out_BTKRH / total_BKRT.transpose(0, 3, 1, 2)[..., None]
-    return jnp.reshape(
-        out_BTKRH.astype(q.dtype), (B, T, N, H), out_sharding=P(batch, None, heads, None)
-    )
+    out_BTKRH = (out_BKRTH / total_BKRT[..., None]).astype(q.dtype).transpose(0, 3, 1, 2, 4)
+    return jnp.reshape(out_BTKRH, (B, T, N, H), out_sharding=P(batch, None, heads, None))
 
 
 def softmax_parts(
     scores: Float[Array, "*batch S"], dtype: jnp.dtype
 ) -> tuple[Float[Array, "*batch S"], Float[Array, "*batch"]]:
     """Unnormalised softmax weights in the compute dtype, and their float32 sum."""
+    # Fused with the maximum, exp() rounds differently in a large array than in a small one.
     peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    peak = jax.lax.optimization_barrier(peak)
     weights = jnp.exp(scores - peak).astype(dtype)
-    ones = jnp.ones((scores.shape[-1], 2), dtype)
-    total = jnp.einsum("...S,SX->...X", weights, ones, preferred_element_type=jnp.float32)
-    return weights, total[..., 0]
+    return weights, stable_sum(weights)
+
+
+@jax.custom_vjp
+def stable_sum(weights: Float[Array, "*batch S"]) -> Float[Array, "*batch"]:
+    """Float32 sum over the last axis, in the order in which products over it add up."""
+    ones = jnp.ones((weights.shape[-1], 2), weights.dtype)
+    return jnp.einsum("...S,SX->...X", weights, ones, preferred_element_type=jnp.float32)[..., 0]
+
+
+def _stable_sum_forward(weights: Array) -> tuple[Array, Array]:
+    return stable_sum(weights), weights
+
+
+def _stable_sum_backward(weights: Array, cotangent: Array) -> tuple[Array]:
+    # Spelled out: jax's transpose would be a product again, and half of attention's backward.
+    spread = jnp.broadcast_to(cotangent[..., None], weights.shape)
+    return (spread.astype(weights.dtype),)
+
+
+stable_sum.defvjp(_stable_sum_forward, _stable_sum_backward)
 
 
 def cached_attention(

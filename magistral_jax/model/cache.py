@@ -6,6 +6,8 @@ that passes through a scan is copied, and doubles its memory (jax.md, section 4)
 Axes: B slots, S cached tokens, K key/value heads, H head size.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -32,6 +34,14 @@ Cache = tuple[LayerCache, ...]
 
 def empty_cache(arch: Architecture, mesh: Mesh, slots: int, tokens: int, dtype: jnp.dtype) -> Cache:
     """Zeros for `slots` sequences of at most `tokens` tokens, heads split over "tp"."""
+    return _empty_program(arch, mesh, slots, tokens, dtype)()
+
+
+@cache
+def _empty_program(
+    arch: Architecture, mesh: Mesh, slots: int, tokens: int, dtype: jnp.dtype
+) -> Callable[[], Cache]:
+    """Compiled once: an evaluation and a probe make caches of the same shape again and again."""
     K, H = arch.kv_heads, arch.head_dim
 
     def make() -> Cache:
@@ -43,7 +53,7 @@ def empty_cache(arch: Architecture, mesh: Mesh, slots: int, tokens: int, dtype: 
         )
 
     layer = LayerCache(NamedSharding(mesh, KEY_SPEC), NamedSharding(mesh, VALUE_SPEC))
-    return jax.jit(make, out_shardings=(layer,) * arch.layers)()
+    return jax.jit(make, out_shardings=(layer,) * arch.layers)
 
 
 def attend_cached(lengths: Int[Array, " B"]) -> Attend:

@@ -23,7 +23,9 @@ class Scores(NamedTuple):
     """Of the whole distribution, in nats; carries no gradient."""
 
 
-def tempered(logits_BTV: Float[Array, "*B V"], temperature: float) -> Float[Array, "*B V"]:
+def tempered(
+    logits_BTV: Float[Array, "*B V"], temperature: float | Float[Array, ""]
+) -> Float[Array, "*B V"]:
     """Logits of the distribution that is sampled from, log-sum-exp still to be taken off."""
     return logits_BTV / temperature
 

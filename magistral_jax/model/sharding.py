@@ -4,7 +4,7 @@ Both meshes have the axes ("fsdp", "tp") and use explicit sharding: shardings ar
 types, so a contraction that would silently gather is an error at trace time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -34,7 +34,7 @@ GENERATOR_RULES: Rules = {**TRAINER_RULES, "embed": None}
 """Tensor parallel only: decoding cannot afford to gather weights at each step."""
 
 
-def make_mesh(devices: Sequence[Any], *, fsdp: int, tp: int) -> Mesh:
+def make_mesh(devices: Iterable[Any], *, fsdp: int, tp: int) -> Mesh:
     """A mesh ("fsdp", "tp") over the first `fsdp * tp` devices."""
     grid = np.array(list(devices)[: fsdp * tp], dtype=object).reshape(fsdp, tp)
     return Mesh(grid, ("fsdp", "tp"), axis_types=(AxisType.Explicit,) * 2)

@@ -10,6 +10,7 @@ F feed-forward, V vocabulary.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -73,8 +74,13 @@ def gather(weight: Array, dtype: jnp.dtype) -> Array:
     return jax.reshard(weight.astype(dtype), whole)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def product(equation: str, x: Array, weight: Array, out: P) -> Float[Array, "..."]:
-    """einsum of activations and a gathered weight, accumulated and returned in float32."""
+    """einsum of activations and a gathered weight, accumulated and returned in float32.
+
+    The backward products are in the compute dtype too: left to itself, jax would multiply the
+    float32 cotangent with the low-precision weight, in float32.
+    """
     return jnp.einsum(
         equation,
         x.astype(weight.dtype),
@@ -82,6 +88,37 @@ def product(equation: str, x: Array, weight: Array, out: P) -> Float[Array, "...
         preferred_element_type=jnp.float32,
         out_sharding=out,
     )
+
+
+def _product_forward(equation: str, x: Array, weight: Array, out: P) -> tuple[Array, Any]:
+    return product(equation, x, weight, out), (x, weight)
+
+
+def _product_backward(
+    equation: str, out: P, saved: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+    x, weight = saved
+    inputs, output = equation.split("->")
+    rows, columns = inputs.split(",")
+    cotangent = cotangent.astype(weight.dtype)
+    dx = jnp.einsum(
+        f"{output},{columns}->{rows}",
+        cotangent,
+        weight,
+        preferred_element_type=jnp.float32,
+        out_sharding=jax.typeof(x).sharding.spec,
+    )
+    dweight = jnp.einsum(
+        f"{rows},{output}->{columns}",
+        x.astype(weight.dtype),
+        cotangent,
+        preferred_element_type=jnp.float32,
+        out_sharding=jax.typeof(weight).sharding.spec,
+    )
+    return dx.astype(x.dtype), dweight.astype(weight.dtype)
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 def block(
@@ -139,15 +176,15 @@ def transform(
         return block(layer, x, state, by=by, attend=attend, eps=arch.norm_eps, dtype=dtype)
 
     layers = params["layers"]
+    body = jax.checkpoint(step) if remat else step
     if isinstance(layers, tuple):
         new_states = []
         for i, layer in enumerate(layers):
-            x, state = step(x, (layer, None if states is None else states[i]))
+            x, state = body(x, (layer, None if states is None else states[i]))
             new_states.append(state)
         new_states = tuple(new_states)
     else:
-        body = jax.checkpoint(step, policy=jax.checkpoint_policies.nothing_saveable)  # pyright: ignore
-        x, new_states = jax.lax.scan(body if remat else step, x, (layers, states))
+        x, new_states = jax.lax.scan(body, x, (layers, states))
     return rms_norm(x, params["final_norm"], arch.norm_eps), new_states
 
 

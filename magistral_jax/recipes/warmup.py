@@ -56,6 +56,7 @@ def warm_up(
         dtype=dtype,
         remat=config.trainer.remat,
         head_tokens=config.trainer.head_tokens,
+        unroll=config.trainer.unroll,
     )
     rng = np.random.default_rng((config.seed, 1))
     for step in range(w.steps):

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from magistral_jax.arrays import Batch, Microbatch, Minibatch
 from magistral_jax.model.logprobs import Scores, score
-from magistral_jax.model.params import Architecture, Params
+from magistral_jax.model.params import Architecture, Params, unstack
 from magistral_jax.trainer.loss import LossStats, policy_loss
 
 ROWS = P("fsdp", None)
@@ -70,11 +70,13 @@ class Trainer:
         dtype: jnp.dtype,
         remat: bool = True,
         head_tokens: int = 1024,
+        unroll: bool = False,
     ) -> None:
         """`loss` replaces the policy objective (the supervised warm-up does)."""
         self.arch, self.mesh, self.optimizer = arch, mesh, optimizer
+        self._unroll = unroll
         self._loss = loss or partial(policy_loss, eps_low=eps_low, eps_high=eps_high)
-        self._score = partial(
+        self._score: Callable[..., Scores] = partial(
             score,
             arch=arch,
             temperature=temperature,
@@ -134,7 +136,7 @@ class Trainer:
 
     def _score_fn(self, params: Params, batch: Microbatch) -> Scores:
         return self._score(
-            params,
+            unstack(params, self.arch.layers) if self._unroll else params,
             inputs=batch.inputs,
             targets=batch.targets,
             positions=batch.positions,
@@ -151,6 +153,8 @@ class Trainer:
         return jax.tree.map(jnp.add, grads, new), loss, stats
 
     def _apply_fn(self, state: TrainState, grads: Params) -> tuple[TrainState, Array]:
-        updates, optimizer = self.optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(params, optimizer), optax.global_norm(grads)
+        # Our own code passes strict promotion (tests set it); optax mixes int32 and float.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, optimizer = self.optimizer.update(grads, state.optimizer, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        return TrainState(params, optimizer), optax.tree.norm(grads)

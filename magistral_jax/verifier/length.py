@@ -1,7 +1,7 @@
 """The soft length penalty (2.3): free up to l_max - l_cache, then linear, flat from l_max on.
 
 R(y) =  0                                       if |y| <= l_max - l_cache
-       -penalty (|y| - l_max + l_cache) / l_cache    in between
+       -penalty (|y| - l_max + l_cache) / l_cache  in between
        -penalty                                 if |y| > l_max
 """
 

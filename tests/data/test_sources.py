@@ -1,5 +1,6 @@
 import gzip
 import json
+import math
 import os
 from pathlib import Path
 
@@ -76,7 +77,7 @@ WHOLE = gzip.compress(b"".join(line(id=f"p{i}") for i in range(50)))
 
 
 @pytest.mark.parametrize(
-    "content", [line(), WHOLE[: len(WHOLE) // 2], WHOLE[:20] + b"\xff" * 40, WHOLE[:-6]]
+    "content", [line(), WHOLE[: len(WHOLE) // 2], WHOLE[:10] + b"\xff" * 40, WHOLE[:-6]]
 )
 def test_a_gz_name_over_no_whole_gzip_file_is_refused(tmp_path, content):
     path = tmp_path / "p.jsonl.gz"
@@ -156,6 +157,12 @@ def test_sums_of_many_digits_stay_distinct_right_and_spread(digits):
         assert {p.id.split("-")[1 + place][0] for p in sampled} == set("123456789")
 
 
+@pytest.mark.parametrize("digits", range(1, 41))
+def test_no_two_places_hold_the_same_sum(digits):
+    sums = Sums(digits)
+    assert math.gcd(sums._stride, sums._total) == 1
+
+
 def test_heldout_is_the_same_on_every_machine():
     held = [f"sum-{i}-{i}" for i in range(100, 200) if is_heldout(f"sum-{i}-{i}", 5.0)]
     assert held == [f"sum-{i}-{i}" for i in (133, 146, 152, 167, 178, 194, 198)]
@@ -165,6 +172,7 @@ def test_heldout_share_is_as_asked():
     sums = Sums(2)
     held = sum(is_heldout(sums[i].id, 5.0) for i in range(len(sums)))
     assert held / len(sums) == pytest.approx(0.05, abs=0.01)
+    assert is_heldout("sum-133-133", 4.641) and not is_heldout("sum-133-133", 4.639)
     assert not any(is_heldout(sums[i].id, 0.0) for i in range(len(sums)))
 
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from magistral_jax.data import stream as stream_module
 from magistral_jax.data.sources import Sums, is_heldout
 from magistral_jax.data.stream import PromptStream, heldout_problems
 from magistral_jax.types import Cursor, Problem, UserError
@@ -186,3 +187,12 @@ def test_a_stream_over_many_sums_starts_at_once(digits):
     Counted.looks = 0
     assert len(heldout_problems(Counted(digits), 5.0, count=8, seed=0)) == 8
     assert Counted.looks < 2000
+
+
+@pytest.mark.parametrize("percent, looks", [(0.0, 0), (1e-9, 50)])
+def test_a_search_for_heldout_problems_ends(monkeypatch, percent, looks):
+    monkeypatch.setattr(stream_module, "_MOST_LOOKS", 50)
+    Counted.looks = 0
+    with pytest.raises(UserError, match=r"holds out only 0 of"):
+        heldout_problems(Counted(30), percent, count=1, seed=0)
+    assert Counted.looks == looks

@@ -16,10 +16,10 @@ def the_sum(a: int, b: int) -> Problem:
 @pytest.mark.parametrize(
     "a, b, text",
     [
-        (347, 285, r"<think>7+5=12 4+8+1=13 3+2+1=6</think>\boxed{632}"),
-        (120, 130, r"<think>0+0=0 2+3=5 1+1=2</think>\boxed{250}"),
-        (999, 999, r"<think>9+9=18 9+9+1=19 9+9+1=19</think>\boxed{1998}"),
-        (5, 5, r"<think>5+5=10</think>\boxed{10}"),
+        (347, 285, r"<think>7+5+0=12 4+8+1=13 3+2+1=06</think>\boxed{632}"),
+        (120, 130, r"<think>0+0+0=00 2+3+0=05 1+1+0=02</think>\boxed{250}"),
+        (999, 999, r"<think>9+9+0=18 9+9+1=19 9+9+1=19</think>\boxed{1998}"),
+        (5, 5, r"<think>5+5+0=10</think>\boxed{10}"),
     ],
 )
 def test_worked_traces_as_written(a, b, text):

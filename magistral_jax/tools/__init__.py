@@ -1,0 +1,1 @@
+"""What a person does with a policy or a machine beside training: ask, measure, bench."""

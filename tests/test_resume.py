@@ -1,0 +1,329 @@
+"""A run that is stopped and resumed, against one that is not: through `run.train`, in one process.
+
+Sessions share compiled programs and nothing else: weights, optimizer, stream and ledger come from
+the run folder.
+"""
+
+import gzip
+import json
+import os
+import signal
+from collections import Counter
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import ClassVar
+
+import jax
+import numpy as np
+import pytest
+
+from magistral_jax import run as run_module
+from magistral_jax.build import Run
+from magistral_jax.checkpoint import CannotSave, Checkpoints
+from magistral_jax.config import (
+    BatchConfig,
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    GeneratorConfig,
+    MetricsConfig,
+    ModelConfig,
+    RunConfig,
+    ShapeConfig,
+    TrainerConfig,
+)
+from magistral_jax.metrics import RunRecord
+from magistral_jax.run import FINISHED, INTERRUPTED, STOPPED, train
+from magistral_jax.tally import PARTS
+from magistral_jax.types import Cursor, UserError, Verdict
+
+STEPS = 6
+CONFIG = RunConfig(
+    mode="sync",
+    stall_s=120.0,
+    model=ModelConfig(
+        shape=ShapeConfig(layers=2, width=32, heads=2, kv_heads=1, head_dim=16, ffn=64)
+    ),
+    data=DataConfig(digits=2, max_prompt_tokens=12, heldout_percent=20.0),
+    generator=GeneratorConfig(group_size=2, in_flight=12, max_tokens=12),
+    batch=BatchConfig(completions=6, max_lag=2, row_tokens=32, rows=2),
+    trainer=TrainerConfig(steps=STEPS, learning_rate=3e-3, remat=False),
+    eval=EvalConfig(problems=0),
+    metrics=MetricsConfig(probe_every=0, tensorboard=False),
+    # Between the stops: a resume goes on from where the run stopped, not from a round number.
+    checkpoint=CheckpointConfig(every=4),
+)
+ASYNC = replace(CONFIG, mode="async")
+# What a clock decides, or the order of threads.
+TIMED = ("time/", "push/", "wall_s", "generator/tokens_per_s", "train/tokens_per_s")
+
+
+class SharedRun(Run):
+    """A run that takes compiled programs from the first of its kind, and tells its batches."""
+
+    shared: ClassVar[dict] = {}
+    batches: ClassVar[list] = []
+    at_step = staticmethod(lambda step: None)
+    at_batch = staticmethod(lambda version: None)
+
+    def __init__(self, config):
+        super().__init__(config, devices=jax.devices()[:1])
+        if not self.shared:
+            trainer = super().trainer(super().initial_params())
+            self.shared.update(
+                engine=self.main_engine,
+                push=self.push,
+                trainer=trainer,
+                state=jax.tree.map(np.array, trainer.state),
+                places=jax.tree.map(lambda x: x.sharding, trainer.state),
+            )
+        vars(self).update(main_engine=self.shared["engine"], push=self.shared["push"])
+
+    def initial_params(self):
+        return self.shared["state"].params
+
+    def trainer(self, params):
+        assert params is self.shared["state"].params
+        trainer = self.shared["trainer"]
+        trainer.state = jax.device_put(self.shared["state"], self.shared["places"])
+        return trainer
+
+    def judge(self, prompt, completion):
+        """A reward that a random network earns now and then; none in every fifth group."""
+        is_right = prompt.group % 5 != 0 and int(completion.tokens.sum()) % 2 == 0
+        parts = {**dict.fromkeys(PARTS, 0.0), "correct": float(is_right)}
+        verdict = Future()
+        outcome = "right" if is_right else "wrong"
+        verdict.set_result(Verdict(reward=float(is_right), parts=parts, outcome=outcome))
+        return verdict
+
+    def assemble(self, groups, version):
+        self.at_batch(version)
+        return super().assemble(groups, version)
+
+    def rooms(self, trainer, snapshot, cursor, *, on_step, waiting):
+        def and_then(step, values, groups, cursor):
+            on_step(step, values, groups, cursor)
+            self.at_step(step)
+
+        rooms = super().rooms(trainer, snapshot, cursor, on_step=and_then, waiting=waiting)
+
+        def train(batch):
+            values = rooms.train(batch)
+            self.batches.append((batch.version + 1, [group.group for group in batch.groups]))
+            return values
+
+        return replace(rooms, train=train)
+
+
+@pytest.fixture(autouse=True)
+def shared(monkeypatch):
+    monkeypatch.setattr(run_module, "Run", SharedRun)
+    monkeypatch.setattr(SharedRun, "batches", [])
+    return SharedRun
+
+
+def interrupt(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def samples_of(folder):
+    with gzip.open(folder / "completions.jsonl.gz", "rt") as file:
+        return [json.loads(line) for line in file]
+
+
+def untimed(row):
+    return {name: value for name, value in row.items() if not name.startswith(TIMED)}
+
+
+def saved(folder):
+    """The last checkpoint: its step, its cursor, and its weights and optimizer as numpy."""
+    checkpoints = Checkpoints(folder / "checkpoints", keep=2)
+    meta = checkpoints.latest()
+    state = checkpoints.restore(meta, SharedRun.shared["trainer"].state)
+    return meta, jax.tree.map(np.array, state)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A sync run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "Run", SharedRun)
+        assert train(CONFIG, folder, resume=False) == FINISHED
+    return folder
+
+
+def dropped_group_of(folder, *, step):
+    """The last group of a step whose rewards were all equal."""
+    rewards = {}
+    for sample in samples_of(folder):
+        if sample["step"] == step:
+            rewards.setdefault(sample["group"], set()).add(sample["reward"])
+    return max(group for group, values in rewards.items() if len(values) == 1)
+
+
+def stop_after(step, shared, monkeypatch, number=signal.SIGTERM):
+    at = staticmethod(lambda now: interrupt(number) if now == step else None)
+    monkeypatch.setattr(shared, "at_step", at)
+
+
+def go_on(shared, monkeypatch):
+    for name in ("at_step", "at_batch"):
+        monkeypatch.setattr(shared, name, staticmethod(lambda now: None))
+
+
+def assert_same_run(folder, whole):
+    rows, expected = rows_of(folder), rows_of(whole)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    for row, its_twin in zip(rows, expected, strict=True):
+        assert untimed(row) == untimed(its_twin)
+    assert samples_of(folder) == samples_of(whole)
+    (meta, state), (its_meta, its_state) = saved(folder), saved(whole)
+    assert (meta.step, meta.cursor) == (its_meta.step, its_meta.cursor)
+    jax.tree.map(np.testing.assert_array_equal, state, its_state)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_a_sync_run_stopped_and_resumed_is_the_run_nobody_stopped(
+    step, whole, shared, monkeypatch, tmp_path
+):
+    stop_after(step, shared, monkeypatch)
+    assert train(CONFIG, tmp_path, resume=False) == STOPPED
+    assert [row["step"] for row in rows_of(tmp_path)] == list(range(1, step + 1))
+    assert saved(tmp_path)[0].step == step
+    go_on(shared, monkeypatch)
+    assert train(CONFIG, tmp_path, resume=True) == FINISHED
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_stop_while_sampling_gives_up_the_batch_begun(whole, shared, monkeypatch, tmp_path):
+    # The signal comes once a group of the third batch was dropped: its row is yet to be written.
+    judged, at = Counter(), dropped_group_of(whole, step=3)
+    judge = shared.judge
+
+    def judge_and_stop(self, prompt, completion):
+        judged[prompt.group] += 1
+        if prompt.group == at and judged[at] == 2:
+            interrupt(signal.SIGINT)
+        return judge(self, prompt, completion)
+
+    monkeypatch.setattr(shared, "judge", judge_and_stop)
+    assert train(CONFIG, tmp_path, resume=False) == INTERRUPTED
+    assert len(rows_of(tmp_path)) == 2
+    monkeypatch.setattr(shared, "judge", judge)
+    assert train(CONFIG, tmp_path, resume=True) == FINISHED
+    assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.parametrize("place", ["before the checkpoint", "before the rows", "amid the rows"])
+def test_a_crash_anywhere_around_a_checkpoint_leaves_each_row_once(
+    place, whole, shared, monkeypatch, tmp_path
+):
+    class Crash(Exception):
+        pass
+
+    owner, name, at = {
+        "before the checkpoint": (Checkpoints, "save", 4),
+        "before the rows": (RunRecord, "completions", 4),
+        "amid the rows": (RunRecord, "step", 4),
+    }[place]
+    honest = getattr(owner, name)
+
+    def crash(self, first, *rest):
+        if getattr(first, "step", first) == at:
+            raise Crash
+        return honest(self, first, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, crash)
+        with pytest.raises(Crash):
+            train(CONFIG, tmp_path, resume=False)
+    assert train(CONFIG, tmp_path, resume=True) == FINISHED
+    assert_same_run(tmp_path, whole)
+
+
+def test_resuming_a_finished_run_does_nothing(whole):
+    before = [untimed(row) for row in rows_of(whole)], samples_of(whole)
+    assert train(CONFIG, whole, resume=True) == FINISHED
+    assert ([untimed(row) for row in rows_of(whole)], samples_of(whole)) == before
+
+
+def test_a_run_folder_is_not_overwritten_and_not_resumed_as_another(whole, tmp_path):
+    with pytest.raises(UserError, match="already holds a run"):
+        train(CONFIG, whole, resume=False)
+    with pytest.raises(UserError, match="seed was 0 and is now 1"):
+        train(replace(CONFIG, seed=1), whole, resume=True)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        train(CONFIG, tmp_path, resume=True)
+
+
+def play_in_sessions(stops, shared, monkeypatch, folder):
+    """Run to the end, stopped where `stops` say, each an (attribute, when) of `SharedRun`."""
+    for session, (attribute, when) in enumerate([*stops, (None, None)]):
+        go_on(shared, monkeypatch)
+        if attribute:
+            at = staticmethod(lambda now, when=when: interrupt() if now == when else None)
+            monkeypatch.setattr(shared, attribute, at)
+        code = train(ASYNC, folder, resume=session > 0)
+        assert code == (STOPPED if attribute else FINISHED)
+
+
+STOPS = {
+    "after steps": [("at_step", 1), ("at_step", 3), ("at_step", 4)],
+    "amid an update": [("at_batch", 1), ("at_batch", 4)],
+}
+
+
+@pytest.mark.parametrize("stops", STOPS.values(), ids=STOPS)
+def test_async_no_prompt_is_skipped_or_trained_twice_across_stops(
+    stops, shared, monkeypatch, tmp_path
+):
+    play_in_sessions(stops, shared, monkeypatch, tmp_path)
+    rows, samples = rows_of(tmp_path), samples_of(tmp_path)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert max(row["policy/lag_max"] for row in rows) <= ASYNC.batch.max_lag
+
+    assert [step for step, _ in shared.batches] == list(range(1, STEPS + 1))
+    trained = [group for _, groups in shared.batches for group in groups]
+    assert len(trained) == len(set(trained))
+    # Every position below the cursor is trained, dropped, pending, or a held-out problem.
+    meta, _ = saved(tmp_path)
+    stream = SharedRun(ASYNC).stream(Cursor(next=0))
+    dispatched = set()
+    while stream.position < meta.cursor.next:
+        dispatched.add(stream.next().group)
+    rewards = {}
+    for sample in samples:
+        rewards.setdefault((sample["step"], sample["group"]), []).append(sample["reward"])
+    assert all(len(of_group) == 2 for of_group in rewards.values())
+    pending, untrained = set(meta.cursor.pending), dispatched - set(trained)
+    dropped = untrained - pending
+    assert set(trained) | pending | dropped == dispatched and not set(trained) & pending
+    for group in dropped:
+        assert any(len(set(r)) == 1 for (_, g), r in rewards.items() if g == group), group
+    # What was trained was recorded, and by then diverse.
+    for step, groups in shared.batches:
+        for group in groups:
+            assert any(len(set(r)) > 1 for (s, g), r in rewards.items() if g == group and s <= step)
+    total = sum(len(of_group) for of_group in rewards.values())
+    assert rows[-1]["progress/completions"] == total
+
+
+def test_a_checkpoint_that_cannot_be_saved_says_which_one_is_usable(shared, monkeypatch, tmp_path):
+    from orbax.checkpoint import v1 as ocp
+
+    honest = ocp.training.Checkpointer.save_checkpointables
+
+    def full_disk(self, step, *args, **options):
+        if step == 4:
+            raise OSError(28, "No space left on device")
+        return honest(self, step, *args, **options)
+
+    monkeypatch.setattr(ocp.training.Checkpointer, "save_checkpointables", full_disk)
+    with pytest.raises(CannotSave, match=r"step 4 .*No space left.* that of step 0 is usable"):
+        train(CONFIG, tmp_path, resume=False)
