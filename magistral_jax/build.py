@@ -21,6 +21,7 @@ from magistral_jax.generator.engine import Engine
 from magistral_jax.generator.sampling import Sampler
 from magistral_jax.generator.scheduler import Scheduler
 from magistral_jax.loops import Rooms
+from magistral_jax.model.gguf_file import read_header
 from magistral_jax.model.load import read_architecture, read_params
 from magistral_jax.model.params import Architecture, Params, initialise
 from magistral_jax.model.sharding import (
@@ -45,6 +46,7 @@ from magistral_jax.weights.mailbox import Mailbox
 from magistral_jax.weights.push import WeightPush
 
 PROBE_PROMPTS = 8
+MOST_CHECKED = 20_000
 
 # Independent random streams of one run seed.
 SAMPLING, EVALUATION, PROBING, INITIAL = range(4)
@@ -72,7 +74,9 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return ByteTokenizer() if self._file is None else GgufTokenizer(self._file)
+        if self._file is None:
+            return ByteTokenizer()
+        return GgufTokenizer(self._file, read_header(self._file).metadata)
 
     @cached_property
     def arch(self) -> Architecture:
@@ -119,9 +123,17 @@ class Run:
             problem,
             self.tokenizer,
             system_prompt=data.system_prompt,
-            worked_example=data.worked_example,
+            worked_examples=data.worked_examples,
             max_prompt_tokens=data.max_prompt_tokens,
         )
+
+    def check_prompts(self) -> None:
+        """Refuse a problem whose prompt is too long before the run begins, not in its middle.
+
+        Generated sums are all of one length; of a very large file, the first part is looked at.
+        """
+        for index in range(min(len(self.problems), MOST_CHECKED if self.config.data.path else 1)):
+            self.render(self.problems[index])
 
     def stream(self, cursor: Cursor, *, seed: int | None = None) -> PromptStream:
         return PromptStream(
@@ -185,16 +197,12 @@ class Run:
     def sampling(self, snapshot: Snapshot) -> Scheduler:
         """Where training samples come from."""
         sampler = Sampler(temperature=self.config.generator.temperature)
-        return self.scheduler(
-            snapshot, engine=self.main_engine, stream=SAMPLING, sampler=sampler
-        )
+        return self.scheduler(snapshot, engine=self.main_engine, stream=SAMPLING, sampler=sampler)
 
     def evaluation(self, snapshot: Snapshot, sampler: Sampler | None = None) -> Scheduler:
         """The same engine at the evaluation's temperature, with randomness of its own."""
         sampler = sampler or Sampler(temperature=self.config.eval.temperature)
-        return self.scheduler(
-            snapshot, engine=self.main_engine, stream=EVALUATION, sampler=sampler
-        )
+        return self.scheduler(snapshot, engine=self.main_engine, stream=EVALUATION, sampler=sampler)
 
     def probe(self) -> Probe | None:
         config = self.config
@@ -227,9 +235,7 @@ class Run:
         return self.tokenizer.decode(tokens.tolist())
 
     def judge(self, prompt: Prompt, completion: Completion) -> Future[Verdict]:
-        return self.verifiers.submit(
-            prompt.problem, self.text(completion), len(completion.tokens)
-        )
+        return self.verifiers.submit(prompt.problem, self.text(completion), len(completion.tokens))
 
     # The batch, the trainer and the weights.
 

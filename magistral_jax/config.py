@@ -1,8 +1,7 @@
-"""Every knob, its meaning, its default, and the rules between knobs.
+"""Every knob, its meaning and its default.
 
-A field has one home. What can be computed is a property, not a field. `RunConfig.broken_rules`
-reports every broken rule at once, in the words a user would type. Reading a file and overrides
-is `settings.py`'s job.
+A field has one home. What can be computed is a property, not a field. The rules between fields are
+in `rules.py`; reading a file and overrides is `settings.py`'s job.
 """
 
 from dataclasses import dataclass, field
@@ -69,8 +68,8 @@ class DataConfig:
     """Share of problems, chosen by a hash of their id, kept from warm-up and RL alike."""
     system_prompt: Literal["none", "magistral"] = "none"
     """"magistral" puts the paper's instructions (in our wording) before the problem."""
-    worked_example: bool = False
-    """Show one solved problem in the think/boxed format before the question."""
+    worked_examples: int = 0
+    """Solved problems in the think/boxed format shown before the question: 0 to 3."""
     max_prompt_tokens: int = 64
     """Longest prompt; a longer one is refused with its problem's id."""
 
@@ -240,155 +239,3 @@ class RunConfig:
     def soft_tokens(self) -> int:
         """l_max - l_cache of the length penalty; l_max is generator.max_tokens."""
         return self.verifier.soft_tokens or self.generator.max_tokens * 7 // 8
-
-    def broken_rules(self) -> list[str]:
-        """Every rule this config breaks: value, rule, and the field to change."""
-        rules = (*_positive(self), *_generator_rules(self), *_batch_rules(self), *_model_rules(self))
-        return [text for broken, text in rules if broken]
-
-
-Rule = tuple[bool, str]
-
-
-def _positive(c: RunConfig) -> list[Rule]:
-    at_least = {
-        "generator.group_size": (c.generator.group_size, 2),
-        "generator.in_flight": (c.generator.in_flight, 1),
-        "generator.max_tokens": (c.generator.max_tokens, 1),
-        "data.digits": (c.data.digits, 1),
-        "data.max_prompt_tokens": (c.data.max_prompt_tokens, 1),
-        "verifier.workers": (c.verifier.workers, 1),
-        "batch.completions": (c.batch.completions, 1),
-        "batch.minibatch": (c.batch.minibatch, 0),
-        "batch.max_lag": (c.batch.max_lag, 0),
-        "batch.row_tokens": (c.batch.row_tokens, 2),
-        "batch.rows": (c.batch.rows, 1),
-        "trainer.steps": (c.trainer.steps, 0),
-        "trainer.head_tokens": (c.trainer.head_tokens, 1),
-        "warmup.steps": (c.warmup.steps, 0),
-        "eval.problems": (c.eval.problems, 0),
-        "eval.samples": (c.eval.samples, 1),
-        "checkpoint.every": (c.checkpoint.every, 1),
-        "checkpoint.keep": (c.checkpoint.keep, 1),
-        "mesh.trainer_fsdp": (c.mesh.trainer_fsdp, 1),
-        "mesh.trainer_tp": (c.mesh.trainer_tp, 1),
-        "mesh.generator_tp": (c.mesh.generator_tp, 1),
-        "metrics.probe_every": (c.metrics.probe_every, 0),
-    }
-    above_zero = {
-        "generator.temperature": c.generator.temperature,
-        "verifier.timeout_s": c.verifier.timeout_s,
-        "stall_s": c.stall_s,
-        "trainer.max_grad_norm": c.trainer.max_grad_norm,
-    }
-    between = {
-        "data.heldout_percent": (c.data.heldout_percent, 0, 99),
-        "warmup.worked_share": (c.warmup.worked_share, 0, 1),
-        "trainer.eps_low": (c.trainer.eps_low, 0, 1),
-        "generator.top_p": (c.generator.top_p, 1e-6, 1),
-    }
-    return [
-        *((v < low, f"{name} is {v}; it must be at least {low}.") for name, (v, low) in at_least.items()),
-        *((v <= 0, f"{name} is {v}; it must be above 0.") for name, v in above_zero.items()),
-        *(
-            (not low <= v <= high, f"{name} is {v}; it must lie between {low} and {high}.")
-            for name, (v, low, high) in between.items()
-        ),
-        (c.eval.temperature < 0, f"eval.temperature is {c.eval.temperature}; 0 is greedy, below is nothing."),
-        (c.trainer.learning_rate < 0, f"trainer.learning_rate is {c.trainer.learning_rate}; it must not be negative."),
-    ]
-
-
-def _generator_rules(c: RunConfig) -> list[Rule]:
-    g = c.generator
-    return [
-        (
-            g.in_flight > 2 * c.batch.completions and not g.allow_stale,
-            f"generator.in_flight ({g.in_flight}) is over twice batch.completions "
-            f"({c.batch.completions}): completions would span too many policies (paper 3.5). "
-            "Lower it, or set generator.allow_stale = true.",
-        ),
-        (
-            g.in_flight > (c.batch.max_lag + 1) * c.batch.completions,
-            f"generator.in_flight ({g.in_flight}) is over (batch.max_lag + 1) x batch.completions "
-            f"({(c.batch.max_lag + 1) * c.batch.completions}): admission would never fill the slots. "
-            "Lower it, or raise batch.max_lag.",
-        ),
-        (
-            g.top_k != 0 or g.top_p != 1.0,
-            f"generator.top_k is {g.top_k} and generator.top_p is {g.top_p}; training samples from "
-            "the whole distribution, so that sampler and trainer speak of the same one. Use 0 and 1.",
-        ),
-        (
-            g.update_at == "batch" and c.batch.max_lag > 0,
-            f"generator.update_at is \"batch\" and batch.max_lag is {c.batch.max_lag}: updates wait for "
-            "an empty generator, which only batch.max_lag = 0 brings about.",
-        ),
-        (
-            c.soft_tokens > g.max_tokens,
-            f"verifier.soft_tokens ({c.soft_tokens}) is over generator.max_tokens ({g.max_tokens}), "
-            "where completions are cut. Lower it.",
-        ),
-    ]
-
-
-def _batch_rules(c: RunConfig) -> list[Rule]:
-    size, b = c.generator.group_size, c.batch
-    minibatch = b.minibatch or b.completions
-    shards = c.mesh.trainer_fsdp
-    return [
-        (
-            size > 0 and b.completions % size != 0,
-            f"batch.completions ({b.completions}) must be a multiple of generator.group_size ({size}): "
-            "a batch is made of whole groups.",
-        ),
-        (
-            size > 0 and minibatch % size != 0,
-            f"batch.minibatch ({minibatch}) must be a multiple of generator.group_size ({size}).",
-        ),
-        (
-            minibatch > 0 and b.completions % minibatch != 0,
-            f"batch.minibatch ({minibatch}) must divide batch.completions ({b.completions}) (paper 3.5).",
-        ),
-        (
-            c.sequence_tokens > b.row_tokens,
-            f"batch.row_tokens ({b.row_tokens}) is below data.max_prompt_tokens + generator.max_tokens "
-            f"({c.sequence_tokens}): a row must hold the longest sequence.",
-        ),
-        (
-            shards > 0 and b.rows % shards != 0,
-            f"batch.rows ({b.rows}) must be a multiple of mesh.trainer_fsdp ({shards}), which splits rows.",
-        ),
-    ]
-
-
-def _model_rules(c: RunConfig) -> list[Rule]:
-    shape, scratch = c.model.shape, c.model.source == "random"
-    rules = [
-        (shape.heads % max(shape.kv_heads, 1) != 0,
-         f"model.shape.kv_heads ({shape.kv_heads}) must divide model.shape.heads ({shape.heads})."),
-        (shape.head_dim % 2 != 0,
-         f"model.shape.head_dim is {shape.head_dim}; rotary embeddings need an even size."),
-    ]
-    sizes = {"heads": shape.heads, "kv_heads": shape.kv_heads, "ffn": shape.ffn}
-    for axis, devices in (("trainer_tp", c.mesh.trainer_tp), ("generator_tp", c.mesh.generator_tp)):
-        rules += [
-            (devices > 0 and size % devices != 0,
-             f"mesh.{axis} ({devices}) must divide model.shape.{name} ({size}).")
-            for name, size in sizes.items()
-        ]
-    rules.append((
-        shape.width % max(c.mesh.trainer_fsdp, 1) != 0,
-        f"mesh.trainer_fsdp ({c.mesh.trainer_fsdp}) must divide model.shape.width ({shape.width}).",
-    ))
-    needs_scratch = (
-        c.warmup.steps > 0 and not scratch,
-        f"warmup.steps is {c.warmup.steps} and model.source is {c.model.source!r}: the warm-up teaches a "
-        "network from scratch its first words. Set warmup.steps = 0.",
-    )
-    needs_sums = (
-        c.warmup.steps > 0 and c.data.path != "",
-        f"warmup.steps is {c.warmup.steps} and data.path is {c.data.path!r}: traces are generated for "
-        "generated sums only. Set warmup.steps = 0 or data.path = \"\".",
-    )
-    return [*(rules if scratch else []), needs_scratch, needs_sums]

@@ -52,6 +52,7 @@ def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
 
 def check_data(run: Run) -> None:
     """Find the user's mistakes in data and evaluation before anything is written or compiled."""
+    run.check_prompts()
     run.stream(Cursor(next=0)).next()
     if run.config.data.path:  # generated sums are all of one length
         # The longest texts make the longest prompts, nearly always; all would take minutes.
@@ -121,8 +122,9 @@ class Session:
         loop = run_async if self.config.mode == "async" else run_sync
         with stop_signals(rooms) as received:
             loop(self.config, rooms, start=meta.step)
-        if self.saved_step != self.step:
-            self._save()
+            # Still in here: whoever sends a second SIGTERM must not lose this checkpoint.
+            if self.saved_step != self.step:
+                self._save()
         if received and self.step < self.config.trainer.steps:
             self.console.phase(f"stopped after step {self.step}; go on with --resume")
             return INTERRUPTED if received[0] == signal.SIGINT else STOPPED

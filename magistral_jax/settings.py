@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from magistral_jax import config as config_module
 from magistral_jax.config import RunConfig
+from magistral_jax.rules import broken_rules
 from magistral_jax.types import UserError
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -42,7 +43,7 @@ def load(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> RunConf
     opening = f"config {path.stem!r} cannot run:"
     _raise_all(opening, faults)
     config = _replaced(RunConfig(), values)
-    _raise_all(opening, config.broken_rules())
+    _raise_all(opening, broken_rules(config))
     return config
 
 

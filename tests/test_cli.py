@@ -31,7 +31,7 @@ trainer = {steps = 3, learning_rate = 1e-3}
 eval = {problems = 2, samples = 1}
 metrics = {probe_every = 0, tensorboard = false}
 checkpoint = {every = 1}
-stall_s = 60.0
+stall_s = 600.0
 """
 
 # The command line as it is, but for the judge: an untrained network never keeps the format, so
@@ -293,6 +293,7 @@ class Process:
             self.process.kill()
             raise AssertionError(f"it did not end; it said {self.lines}") from None
         self._reader.join(10)
+        print("".join(self.lines[-40:]))  # pytest shows it where the test fails
         self.process.stdout.close()
         self.process.stderr.close()
         return code
@@ -334,19 +335,19 @@ def test_a_stopped_run_says_so_and_goes_on_where_it_stopped(here, start):
     first = start(*endless)
     wait_for_step(first, metrics, 2)
     first.process.send_signal(signal.SIGTERM)
-    assert first.code() == 75, first.lines
+    assert first.code() == 75
     stopped_at = steps_of(metrics)[-1]
     assert first.lines[-1] == f"stopped after step {stopped_at}; go on with --resume\n"
 
     second = start(*endless, "--resume")
     wait_for_step(second, metrics, stopped_at + 2)
     second.process.send_signal(signal.SIGINT)
-    assert second.code() == 130, second.lines
+    assert second.code() == 130
     assert f"resuming from step {stopped_at}\n" in second.lines
     last = steps_of(metrics)[-1] + 2
 
     third = start(*command, "--trainer.steps", str(last), "--resume")
-    assert third.code() == 0, third.lines
+    assert third.code() == 0
     assert steps_of(metrics) == list(range(1, last + 1))
     summary = json.loads((here / "run" / "summary.json").read_text())
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -358,7 +359,7 @@ def test_a_stopped_run_says_so_and_goes_on_where_it_stopped(here, start):
 
 def test_a_full_disk_ends_the_run_with_1_and_names_the_checkpoint_to_go_on_from(here, start):
     full = start(*train("--run-dir", "run"), full_at=2)
-    assert full.code() == 1, full.lines
+    assert full.code() == 1
     (message,) = (line for line in full.lines if line.startswith("magistral-jax: "))
     assert "the checkpoint of step 2 could not be saved" in message
     assert "that of step 1 is usable" in message
@@ -374,6 +375,6 @@ def test_a_full_disk_ends_the_run_with_1_and_names_the_checkpoint_to_go_on_from(
     assert all(np.isfinite(x).all() for x in map(np.asarray, state.params["layers"].values()))
 
     after = start(*train("--run-dir", "run", "--resume"))
-    assert after.code() == 0, after.lines
+    assert after.code() == 0
     assert "resuming from step 1\n" in after.lines
     assert steps_of(here / "run" / "metrics.jsonl") == [1, 2, 3]

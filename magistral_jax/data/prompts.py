@@ -31,8 +31,22 @@ A concise summary that reflects your reasoning and gives a clear final answer.
 
 """
 _TASK = "Problem:\n\n{problem}\n\nPut the final answer in \\boxed{{}}."
-_EXAMPLE_QUESTION = "17+25=?"
-_EXAMPLE_ANSWER = r"<think>7+5+0=12 1+2+1=04</think>\boxed{42}"
+EXAMPLES = (
+    (
+        "Tom has 3 apples and buys 5 more. How many apples does he have?",
+        r"<think>3 + 5 = 8</think>\boxed{8}",
+    ),
+    (
+        "A pen costs 4 dollars. Ann buys 6 pens and then spends 10 dollars on a book. "
+        "How much does she spend in all?",
+        r"<think>6 * 4 = 24. 24 + 10 = 34</think>\boxed{34}",
+    ),
+    (
+        "Sam reads 12 pages a day for 5 days. His book has 100 pages. How many pages are left?",
+        r"<think>12 * 5 = 60. 100 - 60 = 40</think>\boxed{40}",
+    ),
+)
+"""Our own problems, solved in the think/boxed format, for models that never saw it."""
 
 
 def render(
@@ -40,11 +54,11 @@ def render(
     tokenizer: Tokenizer,
     *,
     system_prompt: Literal["none", "magistral"],
-    worked_example: bool,
+    worked_examples: int,
     max_prompt_tokens: int,
 ) -> Int32[np.ndarray, " prompt"]:
     """What the generator continues; a prompt above `max_prompt_tokens` is a `UserError`."""
-    messages = conversation(problem, system_prompt=system_prompt, worked_example=worked_example)
+    messages = conversation(problem, system_prompt=system_prompt, worked_examples=worked_examples)
     tokens = tokenizer.chat(messages)
     if len(tokens) > max_prompt_tokens:
         raise UserError(
@@ -55,18 +69,20 @@ def render(
 
 
 def conversation(
-    problem: Problem, *, system_prompt: Literal["none", "magistral"], worked_example: bool
+    problem: Problem, *, system_prompt: Literal["none", "magistral"], worked_examples: int
 ) -> list[dict[str, str]]:
     """The messages of a prompt. The instructions stand once, before the first problem.
 
     They are part of the user's turn, as the paper's template embeds the problem: some chat
     templates have no system turn, and others write their own.
     """
-    questions = [_EXAMPLE_QUESTION, problem.question] if worked_example else [problem.question]
+    examples = EXAMPLES[:worked_examples]
+    questions = [*(question for question, _ in examples), problem.question]
     if system_prompt == "magistral":
         questions = [_TASK.format(problem=question) for question in questions]
         questions[0] = INSTRUCTIONS + questions[0]
-    messages = [{"role": "user", "content": question} for question in questions]
-    if worked_example:
-        messages.insert(1, {"role": "assistant", "content": _EXAMPLE_ANSWER})
-    return messages
+    messages = []
+    for question, (_, answer) in zip(questions, examples, strict=False):
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": answer})
+    return [*messages, {"role": "user", "content": questions[-1]}]

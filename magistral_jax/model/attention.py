@@ -21,9 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 MASKED = -1e30
 
 
-def packed_mask(
-    segments: Int[Array, "B T"], positions: Int[Array, "B T"]
-) -> Bool[Array, "B T T"]:
+def packed_mask(segments: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
     """True where a query may see a key: same completion, not later.
 
     For segments 1 1 2 2 0 (0 is padding):

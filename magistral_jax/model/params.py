@@ -3,7 +3,8 @@
 Initialisation, sharding, loading and the weight push all walk this tree. Layers are stacked on a
 leading axis, which is the trainer's layout; `unstack` gives the generator's, one array per layer.
 
-Axes: V vocabulary, D width, L layers, N query heads, K key/value heads, H head size, F feed-forward.
+Axes: V vocabulary, D width, L layers, N query heads, K key/value heads, H head size,
+F feed-forward.
 """
 
 from collections.abc import Callable
@@ -102,9 +103,7 @@ def initialise(arch: Architecture, key: Key[Array, ""], shardings: Params) -> Pa
 
     Each array's key follows from its place in the tree, so the draw does not depend on the mesh.
     """
-    specs, treedef = jax.tree.flatten(
-        abstract(arch), is_leaf=lambda x: isinstance(x, ArraySpec)
-    )
+    specs, treedef = jax.tree.flatten(abstract(arch), is_leaf=lambda x: isinstance(x, ArraySpec))
 
     def draw(key: Key[Array, ""]) -> Params:
         arrays = [
@@ -121,5 +120,5 @@ def initialise(arch: Architecture, key: Key[Array, ""], shardings: Params) -> Pa
 def unstack(params: Params, layers: int) -> Params:
     """The same tree with `layers` as a tuple of per-layer trees."""
     stacked = params["layers"]
-    per_layer = tuple(jax.tree.map(lambda w: w[i], stacked) for i in range(layers))
+    per_layer = tuple({name: weight[i] for name, weight in stacked.items()} for i in range(layers))
     return {**params, "layers": per_layer}

@@ -44,7 +44,9 @@ def rotate(x: Float[Array, "B T heads H"], by: Rope) -> Float[Array, "B T heads 
     return jnp.concatenate([a * by.cos - b * by.sin, b * by.cos + a * by.sin], axis=-1)
 
 
-def rms_norm(x: Float[Array, "B T D"], gain: Float[Array, " D"], eps: float) -> Float[Array, "B T D"]:
+def rms_norm(
+    x: Float[Array, "B T D"], gain: Float[Array, " D"], eps: float
+) -> Float[Array, "B T D"]:
     mean_square = sum_of_width(jnp.square(x)) / x.shape[-1]
     return x * jax.lax.rsqrt(mean_square + eps) * gain[None, None, :]
 
@@ -208,9 +210,7 @@ def head_weight(params: Params, dtype: jnp.dtype) -> Array:
     return gather(params["head"] if "head" in params else params["embed"], dtype)
 
 
-def logits(
-    hidden: Float[Array, "B T D"], weight: Array, *, tied: bool
-) -> Float[Array, "B T V"]:
+def logits(hidden: Float[Array, "B T D"], weight: Array, *, tied: bool) -> Float[Array, "B T V"]:
     """Scores over the vocabulary in float32, from `head_weight`'s array."""
     rows = jax.typeof(hidden).sharding.spec[0]
     equation = "BTD,VD->BTV" if tied else "BTD,DV->BTV"

@@ -25,9 +25,7 @@ from magistral_jax.trainer.trainer import Trainer
 from magistral_jax.types import Completion, Group, Prompt, Verdict, VersionSpan
 
 
-def likelihood_loss(
-    scores: Scores, batch: Microbatch
-) -> tuple[Float[Array, ""], LossStats]:
+def likelihood_loss(scores: Scores, batch: Microbatch) -> tuple[Float[Array, ""], LossStats]:
     """Negative log-likelihood of the trace's tokens, weighted by their shares."""
     _, stats = policy_loss(scores, batch, eps_low=0.2, eps_high=0.2)
     return -(scores.logprobs * batch.shares).sum(), stats

@@ -9,6 +9,8 @@ wanted. So the push has at most three moves, all asynchronous:
     spread   only where the generator has more devices than the trainer: a jit on its mesh
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import P
@@ -42,12 +44,10 @@ class WeightPush:
         self._head_of_wire = make_mesh(trainer.devices.flat, fsdp=1, tp=shared)
         self._moved = self._layout(wire_to)
         self._drop_replicas = sources > targets
-        self._spread = (
-            jax.jit(lambda tree: tree, out_shardings=self._layout(generator))
-            if targets > shared
-            else None
-        )
-        self._final = self._layout(generator)
+        final = self._layout(generator)
+        # Without a spread the same shards go under the generator's own mesh: no data moves.
+        spread = jax.jit(lambda tree: tree, out_shardings=final)
+        self._finish = spread if targets > shared else partial(jax.device_put, device=final)
 
     def __call__(self, params: Params, version: int) -> Snapshot:
         """A snapshot on the generator's devices, in buffers of its own.
@@ -58,12 +58,7 @@ class WeightPush:
         if self._drop_replicas:
             tree = jax.tree.map(self._first_replica, tree)
         tree = jax.device_put(tree, self._moved)
-        if self._spread is not None:
-            tree = self._spread(tree)
-        else:
-            # The same shards under the mesh the generator computes on: no data moves.
-            tree = jax.device_put(tree, self._final)
-        return Snapshot(version=version, params=tree)
+        return Snapshot(version=version, params=self._finish(tree))
 
     def _to_generator_layout(self, params: Params) -> Params:
         def cast(spec: ArraySpec, array: jax.Array) -> jax.Array:
@@ -90,4 +85,3 @@ class WeightPush:
         shards = [s.data for s in array.addressable_shards if s.device in keep]
         sharding = NamedSharding(self._head_of_wire, array.sharding.spec)  # pyright: ignore[reportAttributeAccessIssue]
         return jax.make_array_from_single_device_arrays(array.shape, sharding, shards)
-

@@ -1,8 +1,9 @@
+import re
+
 import numpy as np
 import pytest
 
 from magistral_jax.data import prompts
-from magistral_jax.data.traces import trace
 from magistral_jax.tokenizer import ByteTokenizer
 from magistral_jax.types import Problem, UserError
 
@@ -10,29 +11,31 @@ PROBLEM = Problem(id="p-7", domain="math", question=r"Soit \frac{1}{2}{problem}?
 BYTES = ByteTokenizer()
 
 
-def conversation(system_prompt, worked_example):
-    return prompts.conversation(PROBLEM, system_prompt=system_prompt, worked_example=worked_example)
+def conversation(system_prompt, worked_examples):
+    return prompts.conversation(
+        PROBLEM, system_prompt=system_prompt, worked_examples=worked_examples
+    )
 
 
-def render(limit, system_prompt="none", worked_example=False):
+def render(limit, system_prompt="none", worked_examples=0):
     return prompts.render(
         PROBLEM,
         BYTES,
         system_prompt=system_prompt,
-        worked_example=worked_example,
+        worked_examples=worked_examples,
         max_prompt_tokens=limit,
     )
 
 
 def test_without_instructions_a_prompt_is_the_problem():
-    assert conversation("none", False) == [{"role": "user", "content": PROBLEM.question}]
+    assert conversation("none", 0) == [{"role": "user", "content": PROBLEM.question}]
     tokens = render(100)
     assert tokens.dtype == np.int32
-    assert tokens.tolist() == BYTES.chat(conversation("none", False))
+    assert tokens.tolist() == BYTES.chat(conversation("none", 0))
 
 
 def test_the_paper_s_template_ends_with_the_problem_and_the_boxed_rule():
-    [message] = conversation("magistral", False)
+    [message] = conversation("magistral", 0)
     assert message["role"] == "user"
     instructions, task = message["content"].split("Problem:\n\n")
     assert task == PROBLEM.question + "\n\nPut the final answer in \\boxed{}."
@@ -40,7 +43,7 @@ def test_the_paper_s_template_ends_with_the_problem_and_the_boxed_rule():
 
 
 def test_the_instructions_follow_the_papers_order():
-    [message] = conversation("magistral", False)
+    [message] = conversation("magistral", 0)
     order = [
         "inner monologue",
         "summary that stands on its own",
@@ -59,18 +62,26 @@ def test_the_instructions_follow_the_papers_order():
 
 
 @pytest.mark.parametrize("system_prompt", ["none", "magistral"])
-def test_a_worked_example_is_one_solved_turn_before_the_question(system_prompt):
-    first, answer, last = conversation(system_prompt, True)
-    assert [m["role"] for m in (first, answer, last)] == ["user", "assistant", "user"]
-    assert "17+25=?" in first["content"] and PROBLEM.question in last["content"]
-    example = Problem(id="", domain="math", question="17+25=?", answer="42")
-    assert answer["content"] == trace(example, worked=True)
-    instructed = [prompts.INSTRUCTIONS in m["content"] for m in (first, last)]
-    assert instructed == [system_prompt == "magistral", False]
+@pytest.mark.parametrize("count", [1, 3])
+def test_worked_examples_are_solved_turns_before_the_question(system_prompt, count):
+    *examples, last = conversation(system_prompt, count)
+    assert [m["role"] for m in examples] == ["user", "assistant"] * count
+    assert last["role"] == "user" and PROBLEM.question in last["content"]
+    for (question, answer), asked, answered in zip(
+        prompts.EXAMPLES, examples[::2], examples[1::2], strict=False
+    ):
+        assert question in asked["content"] and answered["content"] == answer
+    instructed = [prompts.INSTRUCTIONS in m["content"] for m in (*examples[::2], last)]
+    assert instructed == [system_prompt == "magistral", *[False] * count]
+
+
+def test_every_worked_example_would_earn_the_format_reward():
+    for _, answer in prompts.EXAMPLES:
+        assert re.fullmatch(r"<think>[^<]+</think>\\boxed\{\d+\}", answer)
 
 
 def test_a_prompt_may_fill_the_limit_and_not_pass_it():
-    length = len(BYTES.chat(conversation("none", False)))
+    length = len(BYTES.chat(conversation("none", 0)))
     assert len(render(length)) == length
     with pytest.raises(UserError) as fault:
         render(length - 1)

@@ -138,7 +138,7 @@ def gaps(arch, dtype, temperature, *, trainer_mesh, generator_mesh):
     [
         (1, 16, 1.0, True, "float32"),
         (3, 32, 0.7, False, "float32"),
-        (1, 16, 1.0, True, "bfloat16"),
+        (1, 32, 1.0, True, "bfloat16"),
         (2, 32, 0.7, False, "bfloat16"),
         (3, 16, 0.7, True, "bfloat16"),
     ],

@@ -106,7 +106,7 @@ def group_of(worked):
 
 @pytest.mark.parametrize(
     "worked, text",
-    [(True, r"<think>7+5=12</think>\boxed{12}"), (False, r"<think>ok</think>\boxed{12}")],
+    [(True, r"<think>7+5+0=12</think>\boxed{12}"), (False, r"<think>ok</think>\boxed{12}")],
 )
 def test_a_trace_is_shown_whole_and_its_stop_token_is_trained(worked, text):
     group = group_of(worked)

@@ -1,0 +1,210 @@
+"""The rules between knobs. Every broken one is reported at once, in the words a user would type.
+
+A rule's text has three parts: what is wrong with the value in it, the rule, the field to change.
+"""
+
+from magistral_jax.config import RunConfig
+
+Rule = tuple[bool, str]
+
+
+def broken_rules(c: RunConfig) -> list[str]:
+    """What this config breaks; empty when it can run."""
+    rules = (*_positive(c), *_generator_rules(c), *_batch_rules(c), *_model_rules(c))
+    return [text for broken, text in rules if broken]
+
+
+def _positive(c: RunConfig) -> list[Rule]:
+    at_least = {
+        "generator.group_size": (c.generator.group_size, 2),
+        "generator.in_flight": (c.generator.in_flight, 1),
+        "generator.max_tokens": (c.generator.max_tokens, 1),
+        "data.digits": (c.data.digits, 1),
+        "data.max_prompt_tokens": (c.data.max_prompt_tokens, 1),
+        "verifier.workers": (c.verifier.workers, 1),
+        "batch.completions": (c.batch.completions, 1),
+        "batch.minibatch": (c.batch.minibatch, 0),
+        "batch.max_lag": (c.batch.max_lag, 0),
+        "batch.row_tokens": (c.batch.row_tokens, 2),
+        "batch.rows": (c.batch.rows, 1),
+        "trainer.steps": (c.trainer.steps, 0),
+        "trainer.head_tokens": (c.trainer.head_tokens, 1),
+        "trainer.warmup_steps": (c.trainer.warmup_steps, 0),
+        "verifier.soft_tokens": (c.verifier.soft_tokens, 0),
+        "warmup.steps": (c.warmup.steps, 0),
+        "warmup.completions": (c.warmup.completions, 1),
+        "model.shape.layers": (c.model.shape.layers, 1),
+        "model.shape.width": (c.model.shape.width, 1),
+        "model.shape.heads": (c.model.shape.heads, 1),
+        "model.shape.kv_heads": (c.model.shape.kv_heads, 1),
+        "model.shape.head_dim": (c.model.shape.head_dim, 2),
+        "model.shape.ffn": (c.model.shape.ffn, 1),
+        "seed": (c.seed, 0),
+        "eval.problems": (c.eval.problems, 0),
+        "eval.samples": (c.eval.samples, 1),
+        "checkpoint.every": (c.checkpoint.every, 1),
+        "checkpoint.keep": (c.checkpoint.keep, 1),
+        "mesh.trainer_fsdp": (c.mesh.trainer_fsdp, 1),
+        "mesh.trainer_tp": (c.mesh.trainer_tp, 1),
+        "mesh.generator_tp": (c.mesh.generator_tp, 1),
+        "metrics.probe_every": (c.metrics.probe_every, 0),
+    }
+    above_zero = {
+        "generator.temperature": c.generator.temperature,
+        "verifier.timeout_s": c.verifier.timeout_s,
+        "stall_s": c.stall_s,
+        "trainer.max_grad_norm": c.trainer.max_grad_norm,
+        "trainer.eps_high": c.trainer.eps_high,
+        "trainer.adam_eps": c.trainer.adam_eps,
+        "warmup.learning_rate": c.warmup.learning_rate,
+        "model.shape.rope_theta": c.model.shape.rope_theta,
+        "model.shape.norm_eps": c.model.shape.norm_eps,
+    }
+    between = {
+        "data.heldout_percent": (c.data.heldout_percent, 0, 99),
+        "data.worked_examples": (c.data.worked_examples, 0, 3),
+        "warmup.worked_share": (c.warmup.worked_share, 0, 1),
+        "trainer.eps_low": (c.trainer.eps_low, 0, 1),
+        "trainer.beta1": (c.trainer.beta1, 0, 1),
+        "trainer.beta2": (c.trainer.beta2, 0, 1),
+        "trainer.weight_decay": (c.trainer.weight_decay, 0, 1),
+        "verifier.length_penalty": (c.verifier.length_penalty, 0, 1),
+        "generator.top_p": (c.generator.top_p, 1e-6, 1),
+    }
+    return [
+        *(
+            (v < low, f"{name} is {v}; it must be at least {low}.")
+            for name, (v, low) in at_least.items()
+        ),
+        *((v <= 0, f"{name} is {v}; it must be above 0.") for name, v in above_zero.items()),
+        *(
+            (not low <= v <= high, f"{name} is {v}; it must lie between {low} and {high}.")
+            for name, (v, low, high) in between.items()
+        ),
+        (
+            not c.name or c.name in (".", "..") or "/" in c.name,
+            f"name is {c.name!r}; it names the run folder, so it must be a plain word.",
+        ),
+        (
+            c.eval.temperature < 0,
+            f"eval.temperature is {c.eval.temperature}; 0 is greedy, below is nothing.",
+        ),
+        (
+            c.trainer.learning_rate < 0,
+            f"trainer.learning_rate is {c.trainer.learning_rate}; it must not be negative.",
+        ),
+    ]
+
+
+def _generator_rules(c: RunConfig) -> list[Rule]:
+    g = c.generator
+    return [
+        (
+            g.in_flight > 2 * c.batch.completions and not g.allow_stale,
+            f"generator.in_flight ({g.in_flight}) is over twice batch.completions "
+            f"({c.batch.completions}): completions would span too many policies (paper 3.5). "
+            "Lower it, or set generator.allow_stale = true.",
+        ),
+        (
+            g.in_flight > (c.batch.max_lag + 1) * c.batch.completions,
+            f"generator.in_flight ({g.in_flight}) is over (batch.max_lag + 1) x batch.completions "
+            f"({(c.batch.max_lag + 1) * c.batch.completions}): admission would never fill the "
+            "slots. "
+            "Lower it, or raise batch.max_lag.",
+        ),
+        (
+            g.top_k != 0 or g.top_p != 1.0,
+            f"generator.top_k is {g.top_k} and generator.top_p is {g.top_p}; training samples from "
+            "the whole distribution, so that sampler and trainer speak of the same one. Use "
+            "0 and 1.",
+        ),
+        (
+            g.update_at == "batch" and c.batch.max_lag > 0,
+            f"generator.update_at is 'batch' and batch.max_lag is {c.batch.max_lag}: updates "
+            "wait for an empty generator, which only batch.max_lag = 0 brings about.",
+        ),
+        (
+            c.soft_tokens > g.max_tokens,
+            f"verifier.soft_tokens ({c.soft_tokens}) is over generator.max_tokens "
+            f"({g.max_tokens}), "
+            "where completions are cut. Lower it.",
+        ),
+    ]
+
+
+def _batch_rules(c: RunConfig) -> list[Rule]:
+    size, b = c.generator.group_size, c.batch
+    minibatch = b.minibatch or b.completions
+    shards = c.mesh.trainer_fsdp
+    return [
+        (
+            size > 0 and b.completions % size != 0,
+            f"batch.completions ({b.completions}) must be a multiple of generator.group_size "
+            f"({size}): "
+            "a batch is made of whole groups.",
+        ),
+        (
+            size > 0 and minibatch % size != 0,
+            f"batch.minibatch ({minibatch}) must be a multiple of generator.group_size ({size}).",
+        ),
+        (
+            minibatch > 0 and b.completions % minibatch != 0,
+            f"batch.minibatch ({minibatch}) must divide batch.completions ({b.completions}) "
+            "(paper 3.5).",
+        ),
+        (
+            c.sequence_tokens > b.row_tokens,
+            f"batch.row_tokens ({b.row_tokens}) is below data.max_prompt_tokens + "
+            "generator.max_tokens "
+            f"({c.sequence_tokens}): a row must hold the longest sequence.",
+        ),
+        (
+            shards > 0 and b.rows % shards != 0,
+            f"batch.rows ({b.rows}) must be a multiple of mesh.trainer_fsdp ({shards}), which "
+            "splits rows.",
+        ),
+    ]
+
+
+def _model_rules(c: RunConfig) -> list[Rule]:
+    shape, scratch = c.model.shape, c.model.source == "random"
+    rules = [
+        (
+            shape.heads % max(shape.kv_heads, 1) != 0,
+            f"model.shape.kv_heads ({shape.kv_heads}) must divide model.shape.heads "
+            f"({shape.heads}).",
+        ),
+        (
+            shape.head_dim % 2 != 0,
+            f"model.shape.head_dim is {shape.head_dim}; rotary embeddings need an even size.",
+        ),
+    ]
+    sizes = {"heads": shape.heads, "kv_heads": shape.kv_heads, "ffn": shape.ffn}
+    for axis, devices in (("trainer_tp", c.mesh.trainer_tp), ("generator_tp", c.mesh.generator_tp)):
+        rules += [
+            (
+                devices > 0 and size % devices != 0,
+                f"mesh.{axis} ({devices}) must divide model.shape.{name} ({size}).",
+            )
+            for name, size in sizes.items()
+        ]
+    rules.append(
+        (
+            shape.width % max(c.mesh.trainer_fsdp, 1) != 0,
+            f"mesh.trainer_fsdp ({c.mesh.trainer_fsdp}) must divide model.shape.width "
+            f"({shape.width}).",
+        )
+    )
+    needs_scratch = (
+        c.warmup.steps > 0 and not scratch,
+        f"warmup.steps is {c.warmup.steps} and model.source is {c.model.source!r}: the "
+        "warm-up teaches a "
+        "network from scratch its first words. Set warmup.steps = 0.",
+    )
+    needs_sums = (
+        c.warmup.steps > 0 and c.data.path != "",
+        f"warmup.steps is {c.warmup.steps} and data.path is {c.data.path!r}: traces are "
+        "generated for "
+        'generated sums only. Set warmup.steps = 0 or data.path = "".',
+    )
+    return [*(rules if scratch else []), needs_scratch, needs_sums]
