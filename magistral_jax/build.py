@@ -46,7 +46,6 @@ from magistral_jax.weights.mailbox import Mailbox
 from magistral_jax.weights.push import WeightPush
 
 PROBE_PROMPTS = 8
-MOST_CHECKED = 20_000
 
 # Independent random streams of one run seed.
 SAMPLING, EVALUATION, PROBING, INITIAL = range(4)
@@ -126,14 +125,6 @@ class Run:
             worked_examples=data.worked_examples,
             max_prompt_tokens=data.max_prompt_tokens,
         )
-
-    def check_prompts(self) -> None:
-        """Refuse a problem whose prompt is too long before the run begins, not in its middle.
-
-        Generated sums are all of one length; of a very large file, the first part is looked at.
-        """
-        for index in range(min(len(self.problems), MOST_CHECKED if self.config.data.path else 1)):
-            self.render(self.problems[index])
 
     def stream(self, cursor: Cursor, *, seed: int | None = None) -> PromptStream:
         return PromptStream(

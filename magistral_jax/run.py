@@ -52,7 +52,6 @@ def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
 
 def check_data(run: Run) -> None:
     """Find the user's mistakes in data and evaluation before anything is written or compiled."""
-    run.check_prompts()
     run.stream(Cursor(next=0)).next()
     if run.config.data.path:  # generated sums are all of one length
         # The longest texts make the longest prompts, nearly always; all would take minutes.

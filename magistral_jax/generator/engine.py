@@ -22,13 +22,12 @@ from jaxtyping import Array, Bool, Int, Key
 from magistral_jax.generator.result import LENGTH, RUNNING, STOP, ResultTokens, pack_result
 from magistral_jax.generator.sampling import Sampler, sample, uniforms
 from magistral_jax.model.cache import (
-    KEY_SPEC,
-    VALUE_SPEC,
     Cache,
     LayerCache,
     attend_cached,
     empty_cache,
     insert_prefix,
+    layer_shardings,
 )
 from magistral_jax.model.params import Architecture, Params
 from magistral_jax.model.transformer import attend_packed, head_weight, logits, transform
@@ -97,7 +96,7 @@ class Engine:
 
     def get_prefix_destination_sharding(self) -> Any:
         """Where each array of a `Prefix` belongs: heads split as in the cache."""
-        layer = LayerCache(*(NamedSharding(self.mesh, spec) for spec in (KEY_SPEC, VALUE_SPEC)))
+        layer = LayerCache(*layer_shardings(self.mesh))
         return Prefix((layer,) * self.arch.layers, *[NamedSharding(self.mesh, P())] * 3)  # pyright: ignore
 
     def bucket(self, length: int) -> int:
@@ -216,8 +215,11 @@ class Engine:
         with jax.set_mesh(self.mesh):
             cache = empty_cache(self.arch, self.mesh, slots, self.max_prefill_length, self.dtype)
             # One buffer each: the state is donated, and a donated buffer may not appear twice.
-            vectors = [self.replicated(zeros.copy()) for _ in range(6)]
-            return DecodeState(cache, *vectors, self.replicated(np.zeros(slots, bool)))
+            tokens, lengths, produced, limits, groups, indices = (
+                self.replicated(zeros.copy()) for _ in range(6)
+            )
+            active = self.replicated(np.zeros(slots, bool))
+        return DecodeState(cache, tokens, lengths, produced, limits, groups, indices, active)
 
     def replicated(self, value: Any) -> Array:
         """The value whole on each of the engine's devices."""
@@ -273,7 +275,9 @@ def prefill(
         params, arch, tokens, positions, attend=attend_packed(segments, positions), dtype=dtype
     )
     cache = tuple(LayerCache(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)) for k, v in states)
+    # Two rows of which one is used: a product with a single row is slow on CPU.
     last = jax.lax.dynamic_slice_in_dim(hidden, length - 1, 1, axis=1)
+    last = jnp.concatenate([last, last], axis=1)
     scores = logits(last, head_weight(params, dtype), tied=arch.tie_embeddings)[:, 0]
     scores = jnp.repeat(jax.reshard(scores, P(None, None)), samples, axis=0)
     zero = jnp.zeros(samples, jnp.int32)

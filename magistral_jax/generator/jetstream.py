@@ -9,6 +9,7 @@ release on the package index (0.2.2) and JetStream's last commit differ in one p
 The installed version decides which of the two the adapter does.
 """
 
+import importlib
 import inspect
 from collections.abc import Sequence
 from functools import cache
@@ -125,9 +126,8 @@ class _Adapter:
         return self.engine.get_prefix_destination_sharding()
 
     def get_tokenizer(self) -> Any:
-        from jetstream.engine import tokenizer_pb2  # pyright: ignore[reportMissingImports]
-
-        return tokenizer_pb2.TokenizerParameters(path="", extra_ids=0)
+        module = importlib.import_module("jetstream.engine.tokenizer_pb2")
+        return module.TokenizerParameters(path="", extra_ids=0)
 
     def build_tokenizer(self, metadata: Any) -> Any:
         if self._tokenizer is None:

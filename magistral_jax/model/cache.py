@@ -8,7 +8,7 @@ Axes: B slots, S cached tokens, K key/value heads, H head size.
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,8 @@ from magistral_jax.model.attention import cached_attention
 from magistral_jax.model.params import Architecture
 from magistral_jax.model.transformer import Attend
 
-KEY_SPEC = P(None, "tp", None, None)
-VALUE_SPEC = P(None, "tp", None, None)
+KEY_SPEC: Any = P(None, "tp", None, None)
+VALUE_SPEC: Any = P(None, "tp", None, None)
 
 
 class LayerCache(NamedTuple):
@@ -52,8 +52,13 @@ def _empty_program(
             for _ in range(arch.layers)
         )
 
-    layer = LayerCache(NamedSharding(mesh, KEY_SPEC), NamedSharding(mesh, VALUE_SPEC))
+    layer = LayerCache(*layer_shardings(mesh))
     return jax.jit(make, out_shardings=(layer,) * arch.layers)
+
+
+def layer_shardings(mesh: Mesh) -> tuple[Any, Any]:
+    """Where the keys and the values of one layer live: heads split over "tp"."""
+    return NamedSharding(mesh, KEY_SPEC), NamedSharding(mesh, VALUE_SPEC)
 
 
 def attend_cached(lengths: Int[Array, " B"]) -> Attend:
