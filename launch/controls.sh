@@ -8,7 +8,7 @@
 # reward no longer says which completion earned it.
 #
 # Both start from the same warm-up as launch/demo.sh (same seed) and should gain less than 0.05.
-# About 8 minutes each on two cores. Results: runs/control_frozen and runs/control_permuted.
+# About 3 minutes each on two cores. Results: runs/control_frozen and runs/control_permuted.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

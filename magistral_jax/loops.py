@@ -135,7 +135,7 @@ def run_sync(config: RunConfig, rooms: Rooms, *, start: int = 0) -> None:
         snapshot = _learn(rooms, groups, version)
         rooms.generator.swap(snapshot)
         rooms.backlog.release(len(groups))
-        if rooms.probe is not None:
+        if rooms.probe is not None and snapshot.version % config.metrics.probe_every == 0:
             _probe_to_the_end(rooms, snapshot)
         _report(rooms, version)
 
