@@ -6,6 +6,7 @@ saving, the checkpoint before it stays usable.
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -72,6 +73,8 @@ class Checkpoints:
                     meta.step, {"state": state, "meta": described}, overwrite=True
                 )
         except Exception as failure:  # orbax and its storage raise many kinds
+            # Writers that orbax leaves behind unstarted would each add a line, some at exit.
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             earlier = self._steps()
             there = (
                 f"that of step {earlier[-1]} is usable" if earlier else "there is none before it"

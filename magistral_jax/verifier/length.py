@@ -13,6 +13,6 @@ def length_reward(tokens: int, *, soft_tokens: int, max_tokens: int, penalty: fl
     """
     if tokens <= soft_tokens:
         return 0.0
-    if tokens > max_tokens:
+    if tokens >= max_tokens:  # by itself, so that no rounding costs more than the penalty
         return -penalty
     return -penalty * (tokens - soft_tokens) / (max_tokens - soft_tokens)
