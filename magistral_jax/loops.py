@@ -257,13 +257,17 @@ def decode(rooms: Rooms) -> None:
         tally.add("completions", 1)
         prompt = rooms.backlog.prompt(completion.group)
         verdict = rooms.judge(prompt, completion)
-        verdict.add_done_callback(lambda f, p=prompt, c=completion: _on_verdict(rooms, p, c, f))
+        handed = monotonic()
+        verdict.add_done_callback(
+            lambda f, p=prompt, c=completion, t=handed: _on_verdict(rooms, p, c, t, f)
+        )
 
 
 def _on_verdict(
-    rooms: Rooms, prompt: Prompt, completion: Completion, verdict: Future[Verdict]
+    rooms: Rooms, prompt: Prompt, completion: Completion, handed: float, verdict: Future[Verdict]
 ) -> None:
     """Runs on the verifier's thread; a failure there must reach those who wait."""
+    rooms.tally.add("time/verify", monotonic() - handed)
     try:
         group = rooms.collector.add(prompt, completion, verdict.result())
         if group is not None:

@@ -58,7 +58,7 @@ GLOSSARY: dict[str, str] = {
     "time/train": "Forward, backward and update of this step, in seconds.",
     "time/wait_batch": "How long the trainer waited for this batch, in seconds.",
     "time/wait_admission": "How long the feed waited for leave to dispatch, in seconds.",
-    "time/verify": "Time spent judging this step's completions, over all workers, in seconds.",
+    "time/verify": "From hand-over to verdict, summed over the completions, in seconds.",
     "time/assemble": "Advantages, packing and padding of this batch, in seconds.",
     "time/checkpoint": "How long the step waited for its checkpoint, in seconds.",
 }
