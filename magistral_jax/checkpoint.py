@@ -115,9 +115,12 @@ class Checkpoints:
 def only_one_failure() -> Iterator[None]:
     """Of a save that fails, what is raised here, and not what orbax's threads say after it.
 
-    They may say it when this is long over, so after a failure they stay silenced.
+    They may say it when this is long over, so after a failure they stay silenced: what comes out
+    of a thread's closed event loop, and asyncio's own log of the writers that failed with it.
     """
     told = sys.unraisablehook
+    asyncio_log = logging.getLogger("asyncio")
+    was_disabled, asyncio_log.disabled = asyncio_log.disabled, True
 
     def not_an_echo(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
@@ -126,6 +129,7 @@ def only_one_failure() -> Iterator[None]:
     sys.unraisablehook = not_an_echo
     yield
     sys.unraisablehook = told
+    asyncio_log.disabled = was_disabled
 
 
 def check_identity(saved: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:

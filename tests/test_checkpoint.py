@@ -1,5 +1,8 @@
 """A checkpoint gives back exactly what was saved, and one that fails costs only itself."""
 
+import asyncio
+import gc
+import logging
 import shutil
 import subprocess
 import sys
@@ -15,7 +18,7 @@ from jax import P
 from jax.sharding import NamedSharding
 
 import magistral_jax
-from magistral_jax.checkpoint import Checkpoints, Meta, check_identity
+from magistral_jax.checkpoint import Checkpoints, Meta, check_identity, only_one_failure
 from magistral_jax.config import ShapeConfig
 from magistral_jax.model.params import Architecture, Params, abstract, map_specs
 from magistral_jax.model.sharding import TRAINER_RULES, make_mesh, place, shardings
@@ -185,6 +188,35 @@ def test_a_save_that_finds_no_room_leaves_the_one_before_it(tmp_path, limit):
     like = {f"w{i}": jnp.zeros(5000) for i in range(10)}
     for array in checkpoints.restore(found, like).values():
         np.testing.assert_array_equal(array, np.arange(5000, dtype=np.float32))
+
+
+def abandon_a_failing_writer():
+    """What orbax does with its other writers once one has failed: nobody asks how they ended."""
+
+    async def write():
+        raise OSError("no space left")
+
+    loop = asyncio.new_event_loop()
+    loop.create_task(write())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    gc.collect()
+
+
+@pytest.mark.parametrize("fails, lines", [(False, 1), (True, 0)])
+def test_only_after_a_failed_save_do_its_other_writers_stay_silent(
+    fails, lines, monkeypatch, caplog
+):
+    monkeypatch.setattr(logging.getLogger("asyncio"), "disabled", False)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    try:
+        with only_one_failure():
+            if fails:
+                raise OSError("no space left")
+    except OSError:
+        pass
+    abandon_a_failing_writer()
+    assert len(caplog.records) == lines
 
 
 def test_a_checkpoint_of_another_run_is_refused_with_every_difference():
