@@ -91,17 +91,40 @@ def read_header(path: Path) -> Header:
     return Header(metadata=metadata, tensors=tensors)
 
 
-def read_tensor(path: Path, tensor: StoredTensor) -> Float32[np.ndarray, "..."]:
-    """The tensor's values, dequantised to float32, in its shape."""
-    raw = np.fromfile(path, np.uint8, count=tensor.size, offset=tensor.start)
+def read_tensor(
+    path: Path, tensor: StoredTensor, rows: slice = slice(None)
+) -> Float32[np.ndarray, "..."]:
+    """Those rows of the tensor's first axis, dequantised to float32; no others are read.
+
+    Blocks run along the last axis, so a tensor of one axis has no rows that stand alone: it is
+    read whole, and cut.
+    """
+    first, last, step = rows.indices(tensor.shape[0])
+    assert step == 1, rows
+    if first >= last:
+        # gguf cannot dequantise nothing.
+        return np.empty((0, *tensor.shape[1:]), np.float32)
+    if len(tensor.shape) == 1:
+        return _dequantised(path, tensor, 0, tensor.shape[0])[rows]
+    return _dequantised(path, tensor, first, last)
+
+
+def _dequantised(
+    path: Path, tensor: StoredTensor, first: int, last: int
+) -> Float32[np.ndarray, "..."]:
+    """Rows `first` to `last`, which are whole blocks."""
+    shape = (last - first, *tensor.shape[1:])
+    # Multiplied first: the one line of a tensor of one axis is not made of so many equal rows.
+    skipped, end = (row * tensor.size // tensor.shape[0] for row in (first, last))
+    raw = np.fromfile(path, np.uint8, count=end - skipped, offset=tensor.start + skipped)
     try:
-        array = dequantize(raw.reshape(*tensor.shape[:-1], -1), tensor.kind)
+        array = dequantize(raw.reshape(*shape[:-1], -1), tensor.kind)
     except NotImplementedError:
         raise UserError(
             f"model.source: tensor {tensor.name} of {path} is stored as {tensor.kind.name}, "
             "which gguf cannot dequantise. Use a file in another quantisation."
         ) from None
-    assert array.shape == tensor.shape, (tensor, array.shape)
+    assert array.shape == shape, (tensor, array.shape)
     return array
 
 
