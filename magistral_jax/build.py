@@ -36,7 +36,9 @@ from magistral_jax.model.sources import resolve
 from magistral_jax.recipes.agreement import Probe
 from magistral_jax.recipes.warmup import warm_up
 from magistral_jax.tally import Tally
-from magistral_jax.tokenizer import ByteTokenizer, GgufTokenizer, Tokenizer
+from magistral_jax.tokenizer.bytes import ByteTokenizer
+from magistral_jax.tokenizer.gguf import GgufTokenizer
+from magistral_jax.tokenizer.interface import Tokenizer
 from magistral_jax.trainer.optimizer import make_optimizer
 from magistral_jax.trainer.trainer import Trainer, TrainState
 from magistral_jax.types import Completion, Cursor, Group, Problem, Prompt, Snapshot, Verdict

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int32
 
-from magistral_jax.tokenizer import Tokenizer
+from magistral_jax.tokenizer.interface import Tokenizer
 from magistral_jax.types import Problem, UserError
 
 # "Be as casual and as long as you want" is the paper's own wording: it raises entropy, and RL is

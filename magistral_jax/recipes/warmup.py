@@ -18,7 +18,7 @@ from magistral_jax.config import RunConfig
 from magistral_jax.data.traces import trace
 from magistral_jax.model.logprobs import Scores
 from magistral_jax.model.params import Architecture, Params
-from magistral_jax.tokenizer import Tokenizer
+from magistral_jax.tokenizer.interface import Tokenizer
 from magistral_jax.trainer.loss import LossStats, policy_loss
 from magistral_jax.trainer.optimizer import chain
 from magistral_jax.trainer.trainer import Trainer

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from magistral_jax.data import prompts
-from magistral_jax.tokenizer import ByteTokenizer
+from magistral_jax.tokenizer.bytes import ByteTokenizer
 from magistral_jax.types import Problem, UserError
 
 PROBLEM = Problem(id="p-7", domain="math", question=r"Soit \frac{1}{2}{problem}?", answer="1")

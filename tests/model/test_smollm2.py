@@ -16,7 +16,7 @@ from magistral_jax.generator.scheduler import Scheduler
 from magistral_jax.model.load import read_architecture, read_params
 from magistral_jax.model.logprobs import score
 from magistral_jax.model.sharding import TRAINER_RULES, make_mesh, place, shardings
-from magistral_jax.tokenizer import GgufTokenizer
+from magistral_jax.tokenizer.gguf import GgufTokenizer
 from magistral_jax.types import Problem, Prompt
 from magistral_jax.weights.push import WeightPush
 

@@ -22,7 +22,7 @@ from magistral_jax.config import (
 from magistral_jax.evaluate import evaluate
 from magistral_jax.recipes import warmup
 from magistral_jax.recipes.warmup import shown
-from magistral_jax.tokenizer import ByteTokenizer
+from magistral_jax.tokenizer.bytes import ByteTokenizer
 from magistral_jax.types import Cursor, Problem, Prompt
 
 CONFIG = RunConfig(

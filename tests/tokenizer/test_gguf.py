@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,68 +10,17 @@ from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel
 
 from magistral_jax.model.gguf_file import read_header
-from magistral_jax.tokenizer import ByteTokenizer, GgufTokenizer, Tokenizer
+from magistral_jax.tokenizer.gguf import GgufTokenizer
+from magistral_jax.tokenizer.hf import HfTokenizer
+from magistral_jax.tokenizer.interface import Tokenizer
 from magistral_jax.types import UserError
-
-BYTES = ByteTokenizer()
-BOS, END, USER, ASSISTANT, SYSTEM, THINK, END_THINK, BOXED = range(256, 264)
 
 
 def user(content: str) -> dict[str, str]:
     return {"role": "user", "content": content}
 
 
-# ---------------------------------------------------------------- bytes
-
-
-def test_a_worked_trace_is_its_bytes_and_one_token_for_each_marker():
-    assert BYTES.encode(r"<think>ok</think>\boxed{632}") == [
-        THINK, *b"ok", END_THINK, BOXED, *b"632}",
-    ]  # fmt: skip
-
-
-@given(st.text() | st.text("<|think>/end\\boxed{ok é🦙"))
-def test_byte_encoding_loses_nothing(text):
-    assert BYTES.decode(BYTES.encode(text)) == text
-
-
-@given(st.lists(st.sampled_from(["<|", "end", "user", "|>", "<|end|>", "<think>", "\\boxed{"])))
-def test_no_text_becomes_a_control_byte_token(pieces):
-    controls = {BOS, END, USER, ASSISTANT, SYSTEM}
-    assert controls.isdisjoint(BYTES.encode("".join(pieces)))
-
-
-@given(st.lists(st.integers(0, BYTES.vocab_size - 1)))
-def test_any_sampled_bytes_have_a_text(ids):
-    assert isinstance(BYTES.decode(ids), str)
-
-
-def test_control_tokens_are_no_text_and_broken_utf8_is_marked():
-    assert BYTES.decode([USER, *b"a", END, 0xFF, SYSTEM]) == "a\ufffd"
-
-
-def test_a_byte_prompt_is_the_question_between_two_tokens():
-    assert BYTES.chat([user("1+2=?")]) == [USER, *b"1+2=?", ASSISTANT]
-
-
-def test_an_earlier_byte_turn_ends_as_a_completion_does():
-    messages = [
-        {"role": "system", "content": "s"},
-        user("a<|end|>"),
-        {"role": "assistant", "content": "b"},
-        user("c"),
-    ]
-    assert BYTES.chat(messages) == [
-        SYSTEM, *b"s", USER, *b"a<|end|>", ASSISTANT, *b"b", END, USER, *b"c", ASSISTANT,
-    ]  # fmt: skip
-    assert BYTES.stop_ids == (END,)
-
-
-def test_the_byte_vocabulary_divides_among_eight_devices():
-    assert BYTES.vocab_size % 8 == 0 and BYTES.vocab_size > BOXED
-
-
-# ---------------------------------------------------------------- a tiny GGUF vocabulary
+# ---------------------------------------------------------------- a tiny vocabulary
 
 TEMPLATE = (
     "{% for m in messages %}"
@@ -164,7 +114,7 @@ def test_a_user_cannot_write_control_tokens(content):
     assert ids == [*turn, *turn, START_ID, *plain("a:")]
 
 
-@given(st.text(st.sampled_from("<|im_startend>x ab\ue000\ue001"), max_size=60))
+@given(st.text(st.sampled_from("<|im_startend>x ab\U0010fffd\U0010fffc"), max_size=60))
 def test_contents_come_back_whole_and_carry_no_control(content):
     ids = tokenizer().chat([user(content)])
     body = ids[len(plain("user:")) : -len(plain("a:")) - 2]
@@ -204,7 +154,7 @@ def test_both_ends_of_a_turn_stop_a_completion():
     "changes, message",
     [
         ({"model": "llama"}, "tokenizer.ggml.model is 'llama'; only 'gpt2'"),
-        ({"pre": "qwen2"}, "tokenizer.ggml.pre is 'qwen2'; only 'gpt-2', 'smollm'"),
+        ({"pre": "qwen35"}, "'qwen35'; only 'gpt-2', 'llama-bpe', 'qwen2', 'smollm', 'tekken'"),
         ({"pre": None}, "tokenizer.ggml.pre is 'default'"),
         ({"tokens": None}, "it has no tokenizer.ggml.tokens"),
         ({"token_type": [1]}, "not every token has a type"),
@@ -228,7 +178,6 @@ def test_what_cannot_be_read_is_named(changes, message):
         ("{% for %}", "cannot be read"),
         ("{{ ''.__class__.__mro__ }}", "refuses"),
         ("{{ messages.append(1) }}", "refuses"),
-        ("{{ strftime_now('%Y') }}", "refuses"),
     ],
 )
 def test_a_template_may_only_format(template, message):
@@ -241,9 +190,74 @@ def test_a_template_may_refuse_a_conversation():
         tokenizer().chat([{"role": "tool", "content": "a"}])
 
 
-@pytest.mark.parametrize("one", [BYTES, tokenizer()])
-def test_both_are_tokenizers(one):
-    assert isinstance(one, Tokenizer)
+def test_it_is_a_tokenizer():
+    assert isinstance(tokenizer(), Tokenizer)
+
+
+# ---------------------------------------------------------------- against transformers
+
+GOLDEN = ["llama3", "qwen3", "smollm2", "tekken"]
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_tokens_equal_those_of_transformers(name, goldens, gguf_metadata):
+    ours, theirs = GgufTokenizer("golden", gguf_metadata(name)), goldens["tokens"][name]
+    assert [ours.encode(text) for text in goldens["texts"]] == theirs["encode"]
+    assert [ours.chat(messages) for messages in goldens["conversations"]] == theirs["chat"]
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_text_is_cut_as_the_models_tokenizer_json_says(name, tmp_path, folders, gguf_metadata):
+    GgufTokenizer("golden", gguf_metadata(name)).save(tmp_path / "a" / "b")
+    ours = json.loads((tmp_path / "a" / "b" / "tokenizer.json").read_text("utf-8"))
+    theirs = json.loads((folders / name / "tokenizer.json").read_text("utf-8"))
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
+        assert ours[part] == theirs[part]
+    assert ours["model"]["ignore_merges"] == theirs["model"]["ignore_merges"]
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_each_way_to_cut_text_is_one_of_its_own(name, goldens, gguf_metadata):
+    """Or else the test above could not tell them apart."""
+    others = {"llama-bpe", "qwen2", "smollm", "tekken", "gpt-2"}
+    others -= {gguf_metadata(name)["tokenizer.ggml.pre"]}
+    for pre in others:
+        other = GgufTokenizer("golden", gguf_metadata(name) | {"tokenizer.ggml.pre": pre})
+        encoded = [other.encode(text) for text in goldens["texts"]]
+        assert encoded != goldens["tokens"][name]["encode"], pre
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_what_is_saved_is_the_same_tokenizer(name, tmp_path, goldens, gguf_metadata):
+    ours = GgufTokenizer("golden", gguf_metadata(name))
+    ours.save(tmp_path)
+    read = HfTokenizer(tmp_path)
+    assert [read.encode(text) for text in goldens["texts"]] == goldens["tokens"][name]["encode"]
+    assert [read.chat(c) for c in goldens["conversations"]] == goldens["tokens"][name]["chat"]
+    assert (read.stop_ids, read.vocab_size) == (ours.stop_ids, ours.vocab_size)
+
+
+def test_every_stop_token_is_saved(tmp_path):
+    both = tokenizer(eot_token_id=START_ID, bos_token_id=ID["<|im_end|>x"])
+    both.save(tmp_path)
+    assert HfTokenizer(tmp_path).stop_ids == (END_ID, START_ID)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
+    assert config == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "bos_token": "<|im_end|>x",
+        "eos_token": "<|im_end|>",
+        "chat_template": TEMPLATE,
+    }
+    assert (tmp_path / "chat_template.jinja").read_text("utf-8") == TEMPLATE
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe"])
+def test_a_control_token_that_is_a_word_is_still_not_reached_by_text(pre):
+    """Neither by merges nor, where words that are tokens stay whole, at once."""
+    kinds = [3 if t in (*CONTROL, "ab") else 1 for t in TINY_TOKENS]
+    assert tokenizer(pre=pre, token_type=kinds).encode("ab") == plain("ab")
+    assert tokenizer(pre=pre).encode("ab") == [ID["ab"]]
 
 
 # ---------------------------------------------------------------- SmolLM2, if its file is here

@@ -1,0 +1,1 @@
+"""Text <-> tokens, and conversations -> prompts. Text never becomes a control token."""
