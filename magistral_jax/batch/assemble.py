@@ -1,8 +1,10 @@
 """Groups to the arrays of a weight update: the only place where padding exists.
 
 A sequence of n tokens, prompt included, takes n - 1 positions of a row: position t reads token t
-and predicts token t + 1. Every microbatch has the shape [rows, row_tokens], the last one filled up
-with empty rows, so the train step compiles once.
+and predicts token t + 1. Every microbatch holds rows x row_tokens positions: as rows of that length, or, where the sequences
+are short, as 2, 4, 8, ... times as many rows of a half, a quarter, an eighth of it, since attention
+costs less in short rows. The last microbatch is filled up with empty rows, so the train step
+compiles once for each length that occurs.
 
 Every sequence begins at an even place of its row. Products over keys add them up in pairs, so the
 sampler, whose sequences begin at place 0, then rounds as the trainer does (`model.attention`).
@@ -20,6 +22,11 @@ from magistral_jax.batch.pack import pack
 from magistral_jax.types import Completion, Group
 
 Control = Literal["none", "permute_rewards"]
+
+ATTENTION_TOKENS = 4096
+"""Row length at which attention costs about as much as all other products of a token together: in
+the usual shapes it lies between 12 x width (135M: 7,000) and a few times less where scores are slow
+to move, as on CPU."""
 
 
 class _Sequence(NamedTuple):
@@ -90,7 +97,7 @@ def assemble_minibatch(
     if rewards is None:
         rewards = [group.rewards_G for group in groups]
     sequences = _with_credit(groups, rewards, advantage_rule, share_rule)
-    packed = pack([sequence.places for sequence in sequences], row_tokens)
+    packed, rows, row_tokens = laid_out([s.places for s in sequences], rows, row_tokens)
     num_microbatches = -(-len(packed) // rows)
     sheet = _empty(num_microbatches * rows, row_tokens)
     for row, items in enumerate(packed):
@@ -107,6 +114,24 @@ def assemble_minibatch(
         ),
         padding=float(np.mean(sheet["segments"] == 0)),
     )
+
+
+def laid_out(
+    places: Sequence[int], rows: int, row_tokens: int
+) -> tuple[list[list[int]], int, int]:
+    """Packed rows, with the cheapest microbatch shape for them: (items of each row, rows, tokens).
+
+    The shapes are [rows, row_tokens], [2 rows, row_tokens / 2], ...; the first is always there.
+    """
+    found = []
+    while not found or (row_tokens % 4 == 0 and row_tokens // 2 >= max(places)):
+        if found:
+            rows, row_tokens = 2 * rows, row_tokens // 2
+        packed = pack(places, row_tokens)
+        computed = -(-len(packed) // rows) * rows * row_tokens
+        found.append((computed * (1 + row_tokens / ATTENTION_TOKENS), packed, rows, row_tokens))
+    _, packed, rows, row_tokens = min(found, key=lambda shape: shape[0])
+    return packed, rows, row_tokens
 
 
 def permuted_rewards(group: Group, seed: int) -> Float32[np.ndarray, " G"]:

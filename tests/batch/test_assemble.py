@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magistral_jax.batch.assemble import Control, assemble, assemble_minibatch, permuted_rewards
+from magistral_jax.batch.assemble import (
+    Control,
+    assemble,
+    assemble_minibatch,
+    laid_out,
+    permuted_rewards,
+)
 from magistral_jax.batch.credit import AdvantageRule, ShareRule
 from magistral_jax.types import Completion, Group, Problem, Prompt, Verdict, VersionSpan
 
@@ -132,10 +138,12 @@ def test_shares_sum_to_one_over_a_minibatch(drawn, rows, rule):
 def test_shapes_are_static_and_padding_counts_every_empty_position(drawn, rows):
     groups = make_groups(drawn)
     minibatch = by_the_paper(groups, row_tokens=24, rows=rows)
+    (shape,) = {m.inputs.shape for m in minibatch.microbatches}
+    assert shape in {(rows, 24), (2 * rows, 12), (4 * rows, 6)}
     for m in minibatch.microbatches:
         for name, array in vars(m).items():
             floating = name in {"behavior_logprobs", "advantages", "shares"}
-            assert array.shape == (rows, 24), name
+            assert array.shape == shape, name
             assert array.dtype == (np.float32 if floating else np.int32), name
             if name not in {"segments", "positions"}:
                 assert not array[m.segments == 0].any(), name
@@ -184,6 +192,25 @@ def test_tokens_argumentsto_the_policy_carry_no_loss_and_no_logprob(drawn):
         assert not m.behavior_logprobs[m.shares == 0].any()
         assert not m.advantages[m.shares == 0].any()
         assert (m.behavior_logprobs[m.shares > 0] < 0).all()
+
+
+@pytest.mark.parametrize(
+    "places, shape",
+    [
+        ([24], (2, 24)),  # the longest sequence needs the whole row
+        ([14, 2, 2], (2, 24)),
+        ([12, 12, 12], (4, 12)),
+        ([6] * 8, (8, 6)),
+        ([2] * 8, (8, 6)),  # 6 is odd when halved: no row of 3
+        # Rows of 12 hold one each and cost 16 rows of 12; rows of 24 hold three and cost 6 of 24.
+        ([8] * 16, (2, 24)),
+    ],
+)
+def test_short_sequences_are_laid_in_short_rows_where_that_costs_less(places, shape):
+    packed, rows, row_tokens = laid_out(places, 2, 24)
+    assert (rows, row_tokens) == shape
+    assert sorted(item for row in packed for item in row) == list(range(len(places)))
+    assert all(sum(places[item] for item in row) <= row_tokens for row in packed)
 
 
 def test_the_stop_token_carries_loss_and_its_own_logprob():
