@@ -119,9 +119,10 @@ class BatchConfig:
     max_lag: int = 2
     """S: most updates between a completion's oldest token and the weights it trains."""
     row_tokens: int = 256
-    """Length of a packed row, prompt included."""
+    """Length of a packed row, prompt included. Short sequences are laid in rows of a half, a
+    quarter, ... of it where that costs less; a microbatch then has more rows."""
     rows: int = 8
-    """Rows of one microbatch: what one forward-backward pass holds in memory."""
+    """Rows of row_tokens in one microbatch: what one forward-backward pass holds in memory."""
     advantage: Literal["minibatch", "group", "none"] = "minibatch"
     """Spread that centred rewards are divided by (the paper: minibatch)."""
     shares: Literal["group", "batch"] = "group"

@@ -197,9 +197,10 @@ def abandon_a_failing_writer():
         raise OSError("no space left")
 
     loop = asyncio.new_event_loop()
-    loop.create_task(write())
+    writer = loop.create_task(write())
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
+    del writer
     gc.collect()
 
 

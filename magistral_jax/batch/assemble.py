@@ -1,10 +1,10 @@
 """Groups to the arrays of a weight update: the only place where padding exists.
 
 A sequence of n tokens, prompt included, takes n - 1 positions of a row: position t reads token t
-and predicts token t + 1. Every microbatch holds rows x row_tokens positions: as rows of that length, or, where the sequences
-are short, as 2, 4, 8, ... times as many rows of a half, a quarter, an eighth of it, since attention
-costs less in short rows. The last microbatch is filled up with empty rows, so the train step
-compiles once for each length that occurs.
+and predicts token t + 1. Every microbatch holds rows x row_tokens positions: as rows of that
+length or, where the sequences are short, as 2, 4, 8, ... times as many rows of a half, a quarter,
+an eighth of it, since attention costs less in short rows. The last one is filled up with empty
+rows, so the train step compiles once for each length that occurs.
 
 Every sequence begins at an even place of its row. Products over keys add them up in pairs, so the
 sampler, whose sequences begin at place 0, then rounds as the trainer does (`model.attention`).
@@ -116,9 +116,7 @@ def assemble_minibatch(
     )
 
 
-def laid_out(
-    places: Sequence[int], rows: int, row_tokens: int
-) -> tuple[list[list[int]], int, int]:
+def laid_out(places: Sequence[int], rows: int, row_tokens: int) -> tuple[list[list[int]], int, int]:
     """Packed rows, with the cheapest microbatch shape for them: (items of each row, rows, tokens).
 
     The shapes are [rows, row_tokens], [2 rows, row_tokens / 2], ...; the first is always there.

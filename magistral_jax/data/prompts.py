@@ -47,6 +47,12 @@ EXAMPLES = (
     ),
 )
 """Our own problems, solved in the think/boxed format, for models that never saw it."""
+SUM_EXAMPLES = (
+    ("12+7=?", r"<think>12 + 7 = 19</think>\boxed{19}"),
+    ("48+16=?", r"<think>48 + 16 = 64</think>\boxed{64}"),
+    ("25+31=?", r"<think>25 + 31 = 56</think>\boxed{56}"),
+)
+"""The same before a generated sum: the nearer the examples, the oftener they are followed."""
 
 
 def render(
@@ -76,7 +82,8 @@ def conversation(
     They are part of the user's turn, as the paper's template embeds the problem: some chat
     templates have no system turn, and others write their own.
     """
-    examples = EXAMPLES[:worked_examples]
+    is_sum = problem.source == "generated sums"
+    examples = (SUM_EXAMPLES if is_sum else EXAMPLES)[:worked_examples]
     questions = [*(question for question, _ in examples), problem.question]
     if system_prompt == "magistral":
         questions = [_TASK.format(problem=question) for question in questions]

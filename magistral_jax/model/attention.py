@@ -100,8 +100,9 @@ def cached_attention(
     k: Float[Array, "B K H S"],
     v: Float[Array, "B K S H"],
     lengths: Int[Array, " B"],
+    window: int | None = None,
 ) -> Float[Array, "B N H"]:
-    """One query per slot over the first `lengths` cached tokens.
+    """One query per slot over the first `lengths` cached tokens, or the last `window` of them.
 
     Keys lie with positions last: XLA's CPU backend runs this batched product 2-4x faster than
     with positions in front (baselines: 0.37 ms against 0.8-1.8 ms a layer).
@@ -113,6 +114,8 @@ def cached_attention(
         q_BKRH = jnp.repeat(q_BKRH, 2, axis=2)  # at least two rows, as the module docstring says
     scores_BKRS = jnp.einsum("BKRH,BKHS->BKRS", q_BKRH, k, preferred_element_type=jnp.float32)
     seen_BS = jnp.arange(S)[None, :] < lengths[:, None]
+    if window is not None:
+        seen_BS &= jnp.arange(S)[None, :] >= lengths[:, None] - window
     scores_BKRS = jnp.where(seen_BS[:, None, None, :], scores_BKRS * H**-0.5, MASKED)
     weights_BKRS, total_BKR = softmax_parts(scores_BKRS, v.dtype)
     out_BKRH = jnp.einsum("BKRS,BKSH->BKRH", weights_BKRS, v, preferred_element_type=jnp.float32)

@@ -7,7 +7,7 @@ Axes: B slots, S cached tokens, K key/value heads, H head size.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -65,22 +65,24 @@ def attend_cached(lengths: Int[Array, " B"]) -> Attend:
     """Write one token per slot at position `lengths`, then attend to all tokens up to it."""
 
     def local(
-        cache: LayerCache, q: Array, k: Array, v: Array, lengths: Array
+        cache: LayerCache, q: Array, k: Array, v: Array, lengths: Array, *, window: int | None
     ) -> tuple[Array, LayerCache]:
         slots = jnp.arange(q.shape[0])
         cache = LayerCache(
             cache.k.at[slots, :, :, lengths].set(k[:, 0]),
             cache.v.at[slots, :, lengths, :].set(v[:, 0]),
         )
-        return cached_attention(q[:, 0], cache.k, cache.v, lengths + 1)[:, None], cache
+        out = cached_attention(q[:, 0], cache.k, cache.v, lengths + 1, window)
+        return out[:, None], cache
 
-    sharded = jax.shard_map(
-        local,
-        out_specs=(P(None, None, "tp", None), LayerCache(KEY_SPEC, VALUE_SPEC)),
-        check_vma=False,
-    )
-
-    def attend(cache: LayerCache, q: Array, k: Array, v: Array) -> tuple[Array, LayerCache]:
+    def attend(
+        cache: LayerCache, q: Array, k: Array, v: Array, window: int | None
+    ) -> tuple[Array, LayerCache]:
+        sharded = jax.shard_map(
+            partial(local, window=window),
+            out_specs=(P(None, None, "tp", None), LayerCache(KEY_SPEC, VALUE_SPEC)),
+            check_vma=False,
+        )
         return sharded(cache, q, k, v, lengths)
 
     return attend

@@ -1,213 +1,186 @@
-"""A GGUF file becomes our parameter tree: one name table, every name and shape checked.
+"""Weights in: a GGUF file or a Hugging Face folder becomes our parameter tree, on its devices.
 
-llama.cpp stores a linear layer as [out, in], and the rows of q and k in the order of interleaved
-rotary pairs; we keep [in, ..., out] axes and rotate halves. Everything is dequantised to float32.
-
-Axes: L layers, V vocabulary, D width, N query heads, K key/value heads, H head size,
-F feed-forward.
+Every tensor's name and shape is checked before any is read. Then one piece at a time (a layer's
+tensor, some rows of a vocabulary) is read, cast to float32, turned to our axes, and written into
+its array on the devices, each of which is given only its shard. So the host holds one piece beside
+what the devices hold.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Array, Float, Int
 
-from magistral_jax.model.gguf_file import Header, StoredTensor, read_header, read_tensor
+from magistral_jax.model import gguf_file, safetensors_file
+from magistral_jax.model.families import CONFIG, read_config
+from magistral_jax.model.gguf_network import PAIRED, ROPE_FACTORS, listed, read_network
+from magistral_jax.model.names import Entry, Place, halves, table
 from magistral_jax.model.params import Architecture, Params
 from magistral_jax.types import UserError
 
-Place = tuple[str, ...]
-"""Where an array sits in the tree: ("layers", "wq")."""
-
-_SHOWN = 8
-_ROPE_THETA = 10_000.0
+PIECE_BYTES = 64 * 2**20
+"""Most of a vocabulary that is on its way at a time, in float32."""
 
 
 def read_architecture(path: Path) -> Architecture:
-    """The network's shape, from the file's metadata; a `UserError` if it is not one of ours."""
-    header = read_header(path)
-    name = header.metadata.get("general.architecture")
-    if name != "llama":
-        raise UserError(
-            f"model.source: {path} holds a network of architecture {name!r}; only 'llama' can be "
-            "loaded. Name another file."
-        )
-    number = partial(_number, path, header)
-    heads, width = number("attention.head_count"), number("embedding_length")
-    head_dim = number("attention.key_length", width // heads)
-    layers = number("block_count")
-    _check_supported(path, header, layers=layers, heads=heads, head_dim=head_dim)
-    return Architecture(
-        layers=layers,
-        width=width,
-        heads=heads,
-        kv_heads=number("attention.head_count_kv", heads),
-        head_dim=head_dim,
-        ffn=number("feed_forward_length"),
-        vocab=number("vocab_size", len(header.metadata.get("tokenizer.ggml.tokens", ()))),
-        rope_theta=float(number("rope.freq_base", _ROPE_THETA, of=float)),
-        norm_eps=float(number("attention.layer_norm_rms_epsilon", of=float)),
-        # Without a head of its own the network ends in its embedding; the file does not say.
-        tie_embeddings="output.weight" not in header.tensors,
-    )
-
-
-def read_params(
-    path: Path,
-    architecture: Architecture,
-    put: Callable[[Place, np.ndarray], Any] = lambda place, array: array,
-) -> Params:
-    """The parameter tree in float32, each finished array passed through `put`.
-
-    Only one array is on its way at a time, so with a `put` that moves arrays to devices the host
-    never holds more than the largest.
-    """
-    header = read_header(path)
-    table = _table(architecture)
-    _check_tensors(path, header, table, architecture.layers)
-    tree: Params = {}
-    for place, entry in table.items():
-        stored = [header.tensors[name] for name in entry.names(architecture.layers)]
-        node = tree
-        for key in place[:-1]:
-            node = node.setdefault(key, {})
-        node[place[-1]] = put(place, _read(path, entry, stored))
-    return tree
+    """The network's shape, from a .gguf file's metadata or a folder's config.json."""
+    if path.is_dir():
+        return read_config(path / CONFIG)
+    return read_network(path, gguf_file.read_header(path))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Entry:
-    """How the file holds one array of ours."""
+class Stored:
+    """The tensors of a checked file or folder, under the names of our table."""
 
-    name: str
-    shape: tuple[int, ...]
-    """Of one tensor in the file."""
-    turn: Callable[[np.ndarray], np.ndarray] = lambda w: w
-    """From the file's axes and order to ours."""
-
-    @property
-    def is_per_layer(self) -> bool:
-        return "{layer}" in self.name
-
-    def names(self, layers: int) -> list[str]:
-        if not self.is_per_layer:
-            return [self.name]
-        return [self.name.format(layer=layer) for layer in range(layers)]
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str, slice], np.ndarray]
+    """Rows of a tensor's first axis, in float32."""
+    ignored: frozenset[str] = frozenset()
+    """Tensors that are there and change nothing."""
+    is_gguf: bool
+    is_paired: bool = False
+    """Whether rows of q and k lie in rotary pairs."""
 
 
-def _table(a: Architecture) -> dict[Place, _Entry]:
-    """Every array of ours, and the tensors of the file it is made of."""
-    D, F, N, K, H = a.width, a.ffn, a.heads, a.kv_heads, a.head_dim
-
-    def block(name: str, shape: tuple[int, ...], turn: Callable = lambda w: w) -> _Entry:
-        return _Entry(name=f"blk.{{layer}}.{name}.weight", shape=shape, turn=turn)
-
-    table = {
-        ("embed",): _Entry(name="token_embd.weight", shape=(a.vocab, D)),
-        ("layers", "attn_norm"): block("attn_norm", (D,)),
-        ("layers", "wq"): block("attn_q", (N * H, D), lambda w: _split_heads(_halves(w, N), N)),
-        ("layers", "wk"): block("attn_k", (K * H, D), lambda w: _split_heads(_halves(w, K), K)),
-        ("layers", "wv"): block("attn_v", (K * H, D), lambda w: _split_heads(w, K)),
-        ("layers", "wo"): block("attn_output", (D, N * H), lambda w: w.T.reshape(N, H, D)),
-        ("layers", "mlp_norm"): block("ffn_norm", (D,)),
-        ("layers", "w_gate"): block("ffn_gate", (F, D), np.transpose),
-        ("layers", "w_up"): block("ffn_up", (F, D), np.transpose),
-        ("layers", "w_down"): block("ffn_down", (D, F), np.transpose),
-        ("final_norm",): _Entry(name="output_norm.weight", shape=(D,)),
-    }
-    if not a.tie_embeddings:
-        table["head",] = _Entry(name="output.weight", shape=(a.vocab, D), turn=np.transpose)
-    return table
-
-
-def _halves(w: Float32[np.ndarray, "NH D"], heads: int) -> Float32[np.ndarray, "NH D"]:
-    """Rows of each head from rotary pairs, x0 y0 x1 y1, to rotary halves, x0 x1 y0 y1."""
-    paired = w.reshape(heads, -1, 2, w.shape[1])
-    return paired.swapaxes(1, 2).reshape(w.shape)
-
-
-def _split_heads(w: Float32[np.ndarray, "NH D"], heads: int) -> Float32[np.ndarray, "D N H"]:
-    return w.T.reshape(w.shape[1], heads, -1)
-
-
-def _read(path: Path, entry: _Entry, stored: list[StoredTensor]) -> Float32[np.ndarray, "..."]:
-    """The array of ours that these tensors make: layers along a new first axis."""
-    first = np.ascontiguousarray(entry.turn(read_tensor(path, stored[0])))
-    if not entry.is_per_layer:
-        return first
-    array = np.empty((len(stored), *first.shape), np.float32)
-    array[0] = first
-    for i, tensor in enumerate(stored[1:], start=1):
-        array[i] = entry.turn(read_tensor(path, tensor))
-    return array
-
-
-def _number(
-    path: Path, header: Header, key: str, default: int | float = 0, *, of: type = int
-) -> Any:
-    """The positive number in the metadata under `key`; 0 as the default means it must be there."""
-    key = f"llama.{key}"
-    value = header.metadata.get(key, default)
-    if not isinstance(value, of) or isinstance(value, bool) or not 0 < value < math.inf:
-        found = repr(value) if key in header.metadata else "missing"
-        raise UserError(
-            f"model.source: metadata {key} of {path} is {found}; it must be one positive "
-            f"{of.__name__}. Name another file."
+def open_weights(path: Path) -> Stored:
+    """What is stored there; anything less than whole is a `UserError`."""
+    if not path.is_dir():
+        header = gguf_file.read_header(path)
+        return Stored(
+            shapes={name: tensor.shape for name, tensor in header.tensors.items()},
+            read=lambda name, rows: gguf_file.read_tensor(path, header.tensors[name], rows),
+            ignored=frozenset({ROPE_FACTORS}),
+            is_gguf=True,
+            is_paired=header.metadata.get("general.architecture") in PAIRED,
         )
-    return value
+    found = {_plain_name(name): t for name, t in safetensors_file.read_folder(path).items()}
+    return Stored(
+        shapes={name: tensor.shape for name, tensor in found.items()},
+        read=lambda name, rows: safetensors_file.read_tensor(found[name], rows),
+        # Buffers that old versions of transformers saved, and what an image goes through.
+        ignored=frozenset(
+            name
+            for name in found
+            if name.endswith(".rotary_emb.inv_freq")
+            or name.removeprefix("model.").startswith(("vision_tower.", "multi_modal_projector."))
+        ),
+        is_gguf=False,
+    )
 
 
-def _check_supported(path: Path, header: Header, *, layers: int, heads: int, head_dim: int) -> None:
-    """Refuses what a llama file may ask for and our network does not do."""
-    said = {k.removeprefix("llama."): v for k, v in header.metadata.items()}
-    kv_heads = said.get("attention.head_count_kv", heads)
-    wanted = {
-        "attention.value_length": (head_dim,),
-        "rope.dimension_count": (head_dim,),
-        "rope.scaling.type": ("none",),
-        "rope.scale_linear": (1.0,),
-        "expert_count": (0,),
+def read_params(path: Path, arch: Architecture, onto: Params | None = None) -> Params:
+    """The float32 parameter tree, each array where `onto` (shardings) puts it; or on the host."""
+    stored, entries = open_weights(path), table(arch)
+    check_tensors(path, stored, entries, arch)
+    tree: Params = {}
+    for place, entry in entries.items():
+        node, put_at = tree, onto
+        for key in place[:-1]:
+            node = node.setdefault(key, {})
+            put_at = None if put_at is None else put_at[key]
+        sharding = None if put_at is None else put_at[place[-1]]
+        node[place[-1]] = _array(stored, entry, arch, sharding)
+    return tree
+
+
+def check_tensors(
+    path: Path, stored: Stored, entries: dict[Place, Entry], arch: Architecture
+) -> None:
+    """Refuses weights whose tensors are not exactly those of the table."""
+    expected = {
+        name: entry.shape
+        for entry in entries.values()
+        for name in entry.names(arch.layers, gguf=stored.is_gguf)
     }
-    broken = [
-        f"llama.{key} is {said[key]!r}; only {allowed[0]!r} is supported."
-        for key, allowed in wanted.items()
-        if key in said and said[key] not in allowed
-    ]
-    # A damaged count must not become a table of four billion names.
-    if layers > len(header.tensors):
-        broken.append(f"its {layers} layers cannot be made of {len(header.tensors)} tensors.")
-    if head_dim % 2:
-        broken.append(f"its head size is {head_dim}; rotary embeddings need an even one.")
-    if isinstance(kv_heads, int) and kv_heads > 0 and heads % kv_heads:
-        broken.append(f"its {kv_heads} key/value heads do not divide its {heads} heads.")
-    if broken:
-        raise UserError(_listed(f"model.source: {path} holds a network we cannot run:", broken))
-
-
-def _check_tensors(path: Path, header: Header, table: dict[Place, _Entry], layers: int) -> None:
-    """Refuses a file whose tensors are not exactly those of the table."""
-    expected = {name: entry.shape for entry in table.values() for name in entry.names(layers)}
-    found = {name: tensor.shape for name, tensor in header.tensors.items()}
     wrong = [
-        f"{name}: found {found.get(name, 'no such tensor')}, expected {shape}"
+        f"{name}: found {stored.shapes.get(name, 'no such tensor')}, expected {shape}"
         for name, shape in expected.items()
-        if found.get(name) != shape
+        if stored.shapes.get(name) != shape
     ]
-    for name, shape in found.items():
-        if name in expected:
-            continue
-        rope = "; it rescales rotary frequencies, which we do not do" if "rope" in name else ""
-        wrong.append(f"{name}: found {shape}, expected no such tensor{rope}")
+    # A tied network's head is its embedding, written out once more by some.
+    extra = stored.shapes.keys() - expected.keys() - stored.ignored
+    if arch.tie_embeddings and not stored.is_gguf:
+        extra -= {"lm_head.weight"}
+    for name in sorted(extra):
+        wrong.append(f"{name}: found {stored.shapes[name]}, expected no such tensor")
     if wrong:
-        intro = f"model.source: the tensors of {path} are not those its metadata promises:"
-        raise UserError(_listed(intro, wrong))
+        where = "its metadata" if stored.is_gguf else CONFIG
+        intro = f"model.source: the tensors of {path} are not those that {where} promises:"
+        raise UserError(listed(intro, wrong))
 
 
-def _listed(intro: str, lines: list[str]) -> str:
-    more = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return "\n  - ".join([intro, *lines[:_SHOWN], *more])
+def _array(stored: Stored, entry: Entry, arch: Architecture, sharding: Any) -> Any:
+    names = entry.names(arch.layers, gguf=stored.is_gguf)
+
+    def turned(name: str, rows: slice = slice(None)) -> np.ndarray:
+        tensor = stored.read(name, rows)
+        if entry.paired_heads and stored.is_paired:
+            tensor = halves(tensor, entry.paired_heads)
+        return np.ascontiguousarray(entry.turn(tensor))
+
+    shape = entry.turn(np.broadcast_to(np.float32(0), entry.shape)).shape
+    if entry.is_per_layer:
+        layers = ((i, turned(name)[None]) for i, name in enumerate(names))
+        return _assembled((len(names), *shape), 0, layers, sharding)
+    (name,), axis, rows = names, entry.rows_axis, entry.shape[0]
+    if sharding is not None and len(sharding.spec) > axis and sharding.spec[axis] is not None:
+        return jax.make_array_from_callback(shape, sharding, partial(_shard, turned, name, axis))
+    step = max(1, PIECE_BYTES * rows // (4 * math.prod(shape)))
+    pieces = ((i, turned(name, slice(i, i + step))) for i in range(0, rows, step))
+    return _assembled(shape, axis, pieces, sharding)
+
+
+def _shard(
+    turned: Callable[[str, slice], np.ndarray], name: str, axis: int, index: Any
+) -> np.ndarray:
+    """One device's part of an array that devices split along its rows: only they are read."""
+    part = list(index)
+    rows, part[axis] = part[axis], slice(None)
+    return turned(name, rows)[tuple(part)]
+
+
+def _assembled(
+    shape: tuple[int, ...], axis: int, pieces: Iterator[tuple[int, np.ndarray]], sharding: Any
+) -> Any:
+    """The array that pieces along `axis` make, on the host or written into it on its devices."""
+    if sharding is None:
+        host = np.empty(shape, np.float32)
+        for start, piece in pieces:
+            host[(slice(None),) * axis + (slice(start, start + piece.shape[axis]),)] = piece
+        return host
+    with jax.set_mesh(sharding.mesh):
+        whole = jax.jit(partial(jnp.zeros, shape, jnp.float32), out_shardings=sharding)()
+        for start, piece in pieces:
+            part = jax.make_array_from_callback(piece.shape, sharding, partial(_at, piece))
+            whole = _write(whole, part, np.int32(start), axis)
+            # Else pieces would queue up in the host's memory faster than they are written.
+            jax.block_until_ready(whole)
+        return whole
+
+
+def _at(piece: np.ndarray, index: Any) -> np.ndarray:
+    return piece[index]
+
+
+@partial(jax.jit, donate_argnums=0, static_argnums=3)
+def _write(
+    whole: Float[Array, "..."], part: Float[Array, "..."], start: Int[Array, ""], axis: int
+) -> Float[Array, "..."]:
+    return jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis)
+
+
+def _plain_name(name: str) -> str:
+    """A tensor's name without what the multimodal wrappers (`families.MULTIMODAL`) add to it."""
+    if name.startswith("language_model."):
+        return name.removeprefix("language_model.")
+    if name.startswith("model.language_model."):
+        return "model." + name.removeprefix("model.language_model.")
+    return name

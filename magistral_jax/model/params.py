@@ -8,7 +8,7 @@ F feed-forward.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from magistral_jax.config import ShapeConfig
+from magistral_jax.model.rope import Scaling
 
 Params = dict[str, Any]
 
@@ -34,6 +35,20 @@ class Architecture:
     rope_theta: float
     norm_eps: float
     tie_embeddings: bool
+    family: str = "llama"
+    """Its name in `families.FAMILIES`: what it is called when it is handed back."""
+    qkv_bias: bool = False
+    """Whether q, k and v have biases (Qwen2)."""
+    qk_norm: bool = False
+    """Whether each head of q and k is normed before its rotation (Qwen3)."""
+    rope_scaling: Scaling = ()
+    nope_layers: tuple[int, ...] = ()
+    """Layers whose q and k are not rotated (SmolLM3), counted from 0."""
+    window: int = 0
+    """Tokens a query of `window_layers` sees, itself included; 0: all before it."""
+    window_layers: tuple[int, ...] = ()
+    max_positions: int = 0
+    """Longest sequence the network was made for; 0: not said."""
 
     @staticmethod
     def from_config(shape: ShapeConfig, vocab: int) -> "Architecture":
@@ -59,7 +74,9 @@ class ArraySpec:
     axes: tuple[str, ...]
     """Logical name of each axis; `sharding.RULES` maps them to mesh axes."""
     scale: float
-    """Standard deviation of the initial normal draw; 0 means ones (norm gains)."""
+    """Standard deviation of the initial normal draw; 0: every element is `fill`."""
+    fill: float = 1.0
+    """1 for norm gains, 0 for biases."""
 
 
 def abstract(arch: Architecture) -> Params:
@@ -88,6 +105,13 @@ def abstract(arch: Architecture) -> Params:
         },
         "final_norm": ArraySpec(shape=(D,), axes=("norm",), scale=0.0),
     }
+    if arch.qkv_bias:
+        for name, heads, axis in (("bq", N, "heads"), ("bk", K, "kv_heads"), ("bv", K, "kv_heads")):
+            spec = per_layer((heads, H), (axis, "head_dim"), 0.0)
+            tree["layers"][name] = replace(spec, fill=0.0)
+    if arch.qk_norm:
+        for name in ("q_norm", "k_norm"):
+            tree["layers"][name] = per_layer((H,), ("norm",), 0.0)
     if not arch.tie_embeddings:
         tree["head"] = ArraySpec(shape=(D, arch.vocab), axes=("embed", "vocab"), scale=D**-0.5)
     return tree
@@ -107,7 +131,7 @@ def initialise(arch: Architecture, key: Key[Array, ""], shardings: Params) -> Pa
 
     def draw(key: Key[Array, ""]) -> Params:
         arrays = [
-            jnp.ones(spec.shape, jnp.float32)
+            jnp.full(spec.shape, spec.fill, jnp.float32)
             if spec.scale == 0
             else spec.scale * jax.random.normal(jax.random.fold_in(key, i), spec.shape, jnp.float32)
             for i, spec in enumerate(specs)

@@ -20,45 +20,72 @@ from jaxtyping import Array, Float, Int
 
 from magistral_jax.model.attention import grouped_attention, packed_mask
 from magistral_jax.model.params import Architecture, Params
+from magistral_jax.model.rope import Rope, rope, rotate
 
-Attend = Callable[[Any, Array, Array, Array], tuple[Array, Any]]
-"""(state of this layer, q [B T N H], k [B T K H], v [B T K H]) -> (output [B T N H], new state)."""
-
-
-class Rope(NamedTuple):
-    """Cosine and sine of each position's rotation, computed once for all layers."""
-
-    cos: Float[Array, "B T 1 half"]
-    sin: Float[Array, "B T 1 half"]
+Attend = Callable[[Any, Array, Array, Array, Any], tuple[Array, Any]]
+"""(state of this layer, q [B T N H], k [B T K H], v [B T K H], window: the layer's `Kind.window`)
+-> (output [B T N H], new state)."""
 
 
-def rope(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Rope:
-    """Rotation angles; pairs are (i, i + H/2), the Hugging Face convention."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies[None, None, None, :]
-    return Rope(jnp.cos(angles), jnp.sin(angles))
+class Kind(NamedTuple):
+    """What one layer does unlike others; Python values where all layers, or the caller, agree."""
+
+    rotary: Any
+    """Whether q and k are rotated: bool, or a traced bool inside a scan over unlike layers."""
+    window: Any
+    """How many tokens a query sees, itself included: None for all, else an int, maybe traced."""
 
 
-def rotate(x: Float[Array, "B T heads H"], by: Rope) -> Float[Array, "B T heads H"]:
-    a, b = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([a * by.cos - b * by.sin, b * by.cos + a * by.sin], axis=-1)
+NO_WINDOW = 2**30
+BIASES = ("bq", "bk", "bv")
+
+
+def kinds(arch: Architecture) -> tuple[Kind, ...]:
+    """Each layer's."""
+    return tuple(
+        Kind(
+            rotary=layer not in arch.nope_layers,
+            window=arch.window if layer in arch.window_layers else None,
+        )
+        for layer in range(arch.layers)
+    )
+
+
+def stacked_kinds(arch: Architecture) -> Kind | None:
+    """The kinds as arrays over the layers, for a scan; None if all layers are alike."""
+    each = kinds(arch)
+    if len(set(each)) == 1:
+        return None
+    windows = [NO_WINDOW if kind.window is None else kind.window for kind in each]
+    return Kind(
+        rotary=jnp.array([kind.rotary for kind in each]),
+        window=jnp.array(windows, jnp.int32) if arch.window_layers else None,
+    )
+
+
+def turned(by: Rope, rotary: Any) -> Rope:
+    """The rotation, or one by zero for a layer that has none."""
+    if rotary is True:
+        return by
+    is_on = jnp.asarray(rotary)
+    return Rope(jnp.where(is_on, by.cos, 1.0), jnp.where(is_on, by.sin, 0.0))
 
 
 def rms_norm(
-    x: Float[Array, "B T D"], gain: Float[Array, " D"], eps: float
-) -> Float[Array, "B T D"]:
+    x: Float[Array, "*rows D"], gain: Float[Array, " D"], eps: float
+) -> Float[Array, "*rows D"]:
     mean_square = sum_of_width(jnp.square(x)) / x.shape[-1]
-    return x * jax.lax.rsqrt(mean_square + eps) * gain[None, None, :]
+    return x * jax.lax.rsqrt(mean_square + eps) * gain.reshape(*[1] * (x.ndim - 1), -1)
 
 
-def sum_of_width(x: Float[Array, "B T D"]) -> Float[Array, "B T 1"]:
+def sum_of_width(x: Float[Array, "*rows D"]) -> Float[Array, "*rows 1"]:
     """Sum over the last axis by repeated halving: the same additions whatever B and T are.
 
     XLA's CPU backend orders a plain reduction by the shape of the whole array, so 16 slots and a
     row of 256 tokens would round differently, and bf16 would carry the difference to the logits.
     """
     width = 1 << (x.shape[-1] - 1).bit_length()
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, width - x.shape[-1])))
+    x = jnp.pad(x, (*[(0, 0)] * (x.ndim - 1), (0, width - x.shape[-1])))
     while width > 1:
         width //= 2
         x = x[..., :width] + x[..., width:]
@@ -128,6 +155,7 @@ def block(
     x: Float[Array, "B T D"],
     state: Any,
     *,
+    kind: Kind,
     by: Rope,
     attend: Attend,
     eps: float,
@@ -139,10 +167,19 @@ def block(
     w = {name: gather(weight, dtype) for name, weight in layer.items() if weight.ndim > 1}
 
     h = rms_norm(x, layer["attn_norm"], eps)
-    q = rotate(product("BTD,DNH->BTNH", h, w["wq"], heads), by)
-    k = rotate(product("BTD,DKH->BTKH", h, w["wk"], heads), by)
+    q = product("BTD,DNH->BTNH", h, w["wq"], heads)
+    k = product("BTD,DKH->BTKH", h, w["wk"], heads)
     v = product("BTD,DKH->BTKH", h, w["wv"], heads)
-    out, state = attend(state, q.astype(dtype), k.astype(dtype), v.astype(dtype))
+    if "bq" in w:
+        q, k, v = (
+            y + w[b].astype(jnp.float32)[None, None] for y, b in zip((q, k, v), BIASES, strict=True)
+        )
+    if "q_norm" in layer:
+        q, k = rms_norm(q, layer["q_norm"], eps), rms_norm(k, layer["k_norm"], eps)
+    if kind.rotary is not False:
+        by = turned(by, kind.rotary)
+        q, k = rotate(q, by), rotate(k, by)
+    out, state = attend(state, q.astype(dtype), k.astype(dtype), v.astype(dtype), kind.window)
     x = x + product("BTNH,NHD->BTD", out, w["wo"], stream)
 
     h = rms_norm(x, layer["mlp_norm"], eps)
@@ -168,25 +205,36 @@ def transform(
     generator's) is unrolled, which decodes twice as fast on CPU. `states` has the same layout.
     """
     rows = jax.typeof(tokens).sharding.spec[0]
-    by = rope(positions, arch.head_dim, arch.rope_theta)
+    by = rope(positions, arch.head_dim, arch.rope_theta, arch.rope_scaling)
     # The table is cast before it is read, as the head casts it: tied weights stay tied in bf16.
     table = gather_rows(params["embed"], dtype)
     x = table.at[tokens].get(out_sharding=P(rows, None, None)).astype(jnp.float32)
 
-    def step(x: Array, layer_and_state: tuple[Params, Any]) -> tuple[Array, Any]:
-        layer, state = layer_and_state
-        return block(layer, x, state, by=by, attend=attend, eps=arch.norm_eps, dtype=dtype)
+    def step(
+        x: Array, layer_and_state: tuple[Params, Any, Kind | None], alike: Kind | None
+    ) -> tuple[Array, Any]:
+        layer, state, kind = layer_and_state
+        kind = alike or kind
+        assert kind is not None
+        return block(
+            layer, x, state, kind=kind, by=by, attend=attend, eps=arch.norm_eps, dtype=dtype
+        )
 
-    layers = params["layers"]
-    body = jax.checkpoint(step) if remat else step
+    def body(alike: Kind | None) -> Any:
+        run = partial(step, alike=alike)
+        return jax.checkpoint(run) if remat else run
+
+    layers, each = params["layers"], kinds(arch)
     if isinstance(layers, tuple):
         new_states = []
         for i, layer in enumerate(layers):
-            x, state = body(x, (layer, None if states is None else states[i]))
+            x, state = body(each[i])(x, (layer, None if states is None else states[i], None))
             new_states.append(state)
         new_states = tuple(new_states)
     else:
-        x, new_states = jax.lax.scan(body, x, (layers, states))
+        unlike = stacked_kinds(arch)
+        run = body(each[0] if unlike is None else None)
+        x, new_states = jax.lax.scan(run, x, (layers, states, unlike))
     return rms_norm(x, params["final_norm"], arch.norm_eps), new_states
 
 
@@ -199,8 +247,11 @@ def attend_packed(segments: Int[Array, "B T"], positions: Int[Array, "B T"]) -> 
     """Attention within each packed completion. Its state is the layer's keys and values."""
     mask = packed_mask(segments, positions)
 
-    def attend(_state: Any, q: Array, k: Array, v: Array) -> tuple[Array, Any]:
-        return grouped_attention(q, k, v, mask), (k, v)
+    def attend(_state: Any, q: Array, k: Array, v: Array, window: Any) -> tuple[Array, Any]:
+        if window is None:
+            return grouped_attention(q, k, v, mask), (k, v)
+        is_near = positions[:, :, None] - positions[:, None, :] < window
+        return grouped_attention(q, k, v, mask & is_near), (k, v)
 
     return attend
 

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from magistral_jax.model.params import Architecture, abstract, map_specs, unstack
+from magistral_jax.model.rope import rope, rotate
 from magistral_jax.model.sharding import make_mesh
 from magistral_jax.model.transformer import (
     attend_packed,
     head_weight,
     logits,
-    rope,
-    rotate,
     sum_of_width,
     transform,
 )

@@ -1,6 +1,4 @@
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import gguf
@@ -264,11 +262,8 @@ def test_a_control_token_that_is_a_word_is_still_not_reached_by_text(pre):
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> GgufTokenizer:
-    path = os.environ.get("MAGISTRAL_GGUF", "")
-    if not path:
-        pytest.skip("MAGISTRAL_GGUF names no file")
-    return GgufTokenizer(path, read_header(Path(path)).metadata)
+def smollm2(gguf_path) -> GgufTokenizer:
+    return GgufTokenizer(gguf_path, read_header(gguf_path).metadata)
 
 
 # Ids of an independent implementation: a word-by-word BPE in plain Python over llama.cpp's regular
