@@ -1,4 +1,4 @@
-"""The command line: `magistral-jax train CONFIG.toml`, `sample`, `eval`, `bench`.
+"""The command line: `magistral-jax train CONFIG.toml`, `sample`, `eval`, `export`, `bench`.
 
 Exit codes: 0 done, 1 failed, 2 user's mistake, 70 stalled, 75 stopped by a signal and resumable,
 130 Ctrl-C.
@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import get_args
 
-from magistral_jax.config import RunConfig
+from magistral_jax.config import DType, RunConfig
 from magistral_jax.settings import dotted_fields, dump, load, parse_overrides
 from magistral_jax.types import Stalled, UserError
 
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         json_path = getattr(options, "json", None)
         if json_path is not None and not json_path.absolute().parent.is_dir():
             raise UserError(f"--json {json_path}: there is no folder {json_path.parent}.")
-        config = load(options.config, parse_overrides(rest))
+        config = load(config_path(options), parse_overrides(rest))
         return options.command(config, options)
     except UserError as mistake:
         return _say(f"magistral-jax: {mistake}", MISTAKE)
@@ -57,7 +58,8 @@ def make_parser() -> argparse.ArgumentParser:
         help_text = text.replace("%", "%%")  # argparse formats it, and not the description
         sub = commands.add_parser(name, help=help_text, description=text, allow_abbrev=False)
         sub.set_defaults(command=function)
-        sub.add_argument("config", metavar="CONFIG.toml", type=Path)
+        asked = "RUN" if name == "export" else "CONFIG.toml"
+        sub.add_argument("config", metavar=asked, type=Path)
         return sub
 
     train = command("train", train_command, "Train a policy; results go to the run folder.")
@@ -78,6 +80,10 @@ def make_parser() -> argparse.ArgumentParser:
     evaluation = commands.choices["eval"]
     evaluation.add_argument("--top-k", type=int, default=0, help="sample from the k likeliest")
     evaluation.add_argument("--top-p", type=float, default=1.0, help="sample from this mass")
+    export = command("export", export_command, "A run's newest weights as a Hugging Face folder.")
+    export.add_argument("--out", type=Path, required=True, help="the folder to write")
+    export.add_argument("--dtype", choices=get_args(DType), help="default: the run's model.dtype")
+    export.add_argument("--json", type=Path, help="also write the table to this file")
     bench = command("bench", bench_command, "Decode, train and push speeds on this machine.")
     bench.add_argument("--json", type=Path, help="also write the table to this file")
     return parser
@@ -93,6 +99,16 @@ def refuse_misspelt_options(options: argparse.Namespace, rest: Sequence[str]) ->
         close = get_close_matches(name, known, n=1, cutoff=0.75)
         if name.startswith("--") and not is_field and close:
             raise UserError(f"there is no option {name}; did you mean {close[0]}?")
+
+
+def config_path(options: argparse.Namespace) -> Path:
+    """The file that holds the config: the argument itself, or the one in the run it names."""
+    if options.command is not export_command:
+        return options.config
+    path = options.config / "config.toml"
+    if not path.is_file():
+        raise UserError(f"{options.config} holds no run: there is no {path}. Name a run folder.")
+    return path
 
 
 def train_command(config: RunConfig, options: argparse.Namespace) -> int:
@@ -125,6 +141,18 @@ def eval_command(config: RunConfig, options: argparse.Namespace) -> int:
         run_dir=options.run_dir,
         top_k=options.top_k,
         top_p=options.top_p,
+        json_path=options.json,
+    )
+
+
+def export_command(config: RunConfig, options: argparse.Namespace) -> int:
+    from magistral_jax.tools.export import export
+
+    return export(
+        config,
+        run_dir=options.config,
+        out=options.out,
+        dtype=options.dtype or config.model.dtype,
         json_path=options.json,
     )
 

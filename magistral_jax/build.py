@@ -1,5 +1,6 @@
 """Config -> the rooms. The one file that imports them all; it wires and decides nothing."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
@@ -29,7 +30,6 @@ from magistral_jax.model.sharding import (
     TRAINER_RULES,
     check_divides,
     make_meshes,
-    place,
     shardings,
 )
 from magistral_jax.model.sources import resolve
@@ -37,7 +37,7 @@ from magistral_jax.recipes.agreement import Probe
 from magistral_jax.recipes.warmup import warm_up
 from magistral_jax.tally import Tally
 from magistral_jax.tokenizer.bytes import ByteTokenizer
-from magistral_jax.tokenizer.gguf import GgufTokenizer
+from magistral_jax.tokenizer.files import check_vocabulary, read_tokenizer
 from magistral_jax.tokenizer.interface import Tokenizer
 from magistral_jax.trainer.optimizer import make_optimizer
 from magistral_jax.trainer.trainer import Trainer, TrainState
@@ -77,13 +77,16 @@ class Run:
     def tokenizer(self) -> Tokenizer:
         if self._file is None:
             return ByteTokenizer()
-        return GgufTokenizer(self._file, read_header(self._file).metadata)
+        metadata = None if self._file.is_dir() else read_header(self._file).metadata
+        return read_tokenizer(self._file, metadata)
 
     @cached_property
     def arch(self) -> Architecture:
         if self._file is None:
             return Architecture.from_config(self.config.model.shape, self.tokenizer.vocab_size)
-        return read_architecture(self._file)
+        arch = read_architecture(self._file)
+        check_vocabulary(self.tokenizer, arch.vocab, self.config.model.source)
+        return arch
 
     def initial_params(self) -> Params:
         """The float32 weights a run starts from, on the trainer's devices."""
@@ -91,7 +94,7 @@ class Run:
         if self._file is None:
             with jax.set_mesh(self.trainer_mesh):
                 return initialise(self.arch, self.key(INITIAL), onto)
-        return place(read_params(self._file, self.arch), onto)
+        return read_params(self._file, self.arch, onto)
 
     def warmed_up(self, params: Params, on_step: Callable[[int, float], None]) -> Params:
         """The weights after the supervised warm-up, if the config asks for one."""
@@ -278,7 +281,7 @@ class Run:
         """What a checkpoint of this run must agree with."""
         data = self.config.data
         return {
-            **{f"model {name}": value for name, value in asdict(self.arch).items()},
+            **{f"model {name}": value for name, value in as_json(asdict(self.arch)).items()},
             "seed": self.config.seed,
             "data.path": data.path,
             "data.digits": data.digits,
@@ -324,6 +327,11 @@ class Run:
     def close(self) -> None:
         if "verifiers" in self.__dict__:
             self.verifiers.close()
+
+
+def as_json(values: dict[str, Any]) -> dict[str, Any]:
+    """The values as a checkpoint gives them back: tuples are lists there."""
+    return json.loads(json.dumps(values))
 
 
 def train_batch(trainer: Trainer, batch: Batch) -> dict[str, float]:

@@ -123,6 +123,17 @@ def policy(config: RunConfig, run_dir: Path | None) -> Iterator[tuple[Run, Snaps
         run.close()
 
 
+@contextmanager
+def policy_params(config: RunConfig, run_dir: Path) -> Iterator[tuple[Run, Params, int]]:
+    """The rooms, the run's newest float32 weights in the trainer's layout, and their step."""
+    run = Run(config)
+    try:
+        with Console(0) as console:
+            yield run, *weights(run, run_dir, console.phase)
+    finally:
+        run.close()
+
+
 def weights(run: Run, run_dir: Path | None, said: Progress) -> tuple[Params, int]:
     """Those of the run's newest checkpoint with their version, or the config's initial ones."""
     if run_dir is None:

