@@ -77,6 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     sample.add_argument(
         "--count", type=int, default=1, help="held-out problems, or answers to --question"
     )
+    sample.add_argument("--chat", action="store_true", help="answer the lines of stdin, in turn")
     evaluation = commands.choices["eval"]
     evaluation.add_argument("--top-k", type=int, default=0, help="sample from the k likeliest")
     evaluation.add_argument("--top-p", type=float, default=1.0, help="sample from this mass")
@@ -122,6 +123,12 @@ def train_command(config: RunConfig, options: argparse.Namespace) -> int:
 
 
 def sample_command(config: RunConfig, options: argparse.Namespace) -> int:
+    if options.chat:
+        if options.question is not None or options.json is not None or options.count != 1:
+            raise UserError("--chat asks for each question; leave --question, --count, --json out.")
+        from magistral_jax.tools.chat import chat
+
+        return chat(config, run_dir=options.run_dir)
     from magistral_jax.tools.ask import sample
 
     return sample(

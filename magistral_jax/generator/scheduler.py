@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int32, Key
 
 from magistral_jax.generator.engine import Engine, Prefix
 from magistral_jax.generator.result import LENGTH, RUNNING, STOP
@@ -126,6 +126,25 @@ class Scheduler:
         self.num_steps += 1
         result.copy_to_host_async()
         return self._record(np.asarray(result.data))
+
+    def written(self, group: int, index: int) -> Int32[np.ndarray, " tokens"]:
+        """The tokens sampled so far of a completion; none before it has a slot."""
+        for number, slot in enumerate(self._slots):
+            if slot is not None and (slot.prompt.group, slot.index) == (group, index):
+                return self._tokens[number, : self._count[number]].copy()
+        return np.zeros(0, np.int32)
+
+    def cancel(self, group: int) -> None:
+        """Forget a prompt and what was sampled of its completions; its slots are free again."""
+        self._waiting = deque(r for r in self._waiting if r.prompt.group != group)
+        active = np.array(self.state.active)
+        for number, slot in enumerate(self._slots):
+            if slot is not None and slot.prompt.group == group:
+                active[number] = False
+                self._slots[number] = None
+                self._free.append(number)
+                self.engine.free_resource(number)
+        self.state = self.state._replace(active=self.engine.replicated(active))
 
     def generate(
         self,
