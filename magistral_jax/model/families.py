@@ -256,6 +256,7 @@ def config_of(arch: Architecture) -> dict[str, Any]:
         "rope_theta": arch.rope_theta,
         **scaling,
         **biases,
+        "pad_token_id": None,  # SmolLM3's default lies outside a small vocabulary
         "tie_word_embeddings": arch.tie_embeddings,
         **family.write(arch),
     }

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -207,6 +208,17 @@ def test_a_download_that_hangs_is_killed_at_its_deadline(pretend, tmp_path, monk
     assert time.monotonic() - start < 30
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_the_process_imports_this_very_package(pretend, tmp_path):
+    pretend(
+        "import os\n"
+        "def snapshot_download(*_, **__):\n"
+        "    open('config.json', 'w').write(os.environ['PYTHONPATH'])\n"
+        "    return '.'\n"
+    )
+    told = (resolve("org/tiny") / "config.json").read_text().split(os.pathsep)
+    assert told == [str(Path(hub.__file__).parents[2]), str(tmp_path / "stub")]
 
 
 def test_a_process_that_dies_is_quoted(pretend):

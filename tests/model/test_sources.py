@@ -77,7 +77,15 @@ FORMS = ["random", ".gguf file", "config.json and safetensors", "org/name@revisi
             "nets/missing.safetensors",
         ),
         *("", "word", "~/missing", "./org/missing", "../org/missing", "a/b/c", "org/name@"),
-        *("org/name@-v", "org/na me", "org/", "/org", "http://org/name", "-org/name", "org/name\n"),
+        *(
+            "org/name@-v",
+            "org/na me",
+            "orgs/",
+            "/org",
+            "http://org/name",
+            "-org/name",
+            "org/name\n",
+        ),
     ],
 )
 def test_what_is_none_of_the_five_forms_is_refused_with_all_of_them(source, tmp_path, monkeypatch):
