@@ -203,6 +203,22 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """A part of a run with numbers of its own (section 5.1); written as [[stage]]."""
+
+    from_step: int = 0
+    """Weight update from which it holds."""
+    max_tokens: int = 0
+    """generator.max_tokens in this stage; 0: as before."""
+    soft_tokens: int = 0
+    """verifier.soft_tokens, the un-penalised length, in this stage; 0: as before."""
+    completions: int = 0
+    """batch.completions in this stage; 0: as before."""
+    in_flight: int = 0
+    """generator.in_flight in this stage; 0: as before."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     name: str = "run"
     """Names the run folder, runs/<name>."""
@@ -223,6 +239,8 @@ class RunConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    stage: tuple[StageConfig, ...] = ()
+    """What changes during the run, in order. Written down and checked; not acted on yet."""
 
     @property
     def groups_per_batch(self) -> int:

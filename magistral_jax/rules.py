@@ -10,7 +10,13 @@ Rule = tuple[bool, str]
 
 def broken_rules(c: RunConfig) -> list[str]:
     """What this config breaks; empty when it can run."""
-    rules = (*_positive(c), *_generator_rules(c), *_batch_rules(c), *_model_rules(c))
+    rules = (
+        *_positive(c),
+        *_generator_rules(c),
+        *_batch_rules(c),
+        *_model_rules(c),
+        *_stage_rules(c),
+    )
     return [text for broken, text in rules if broken]
 
 
@@ -208,3 +214,32 @@ def _model_rules(c: RunConfig) -> list[Rule]:
         'generated sums only. Set warmup.steps = 0 or data.path = "".',
     )
     return [*(rules if scratch else []), needs_scratch, needs_sums]
+
+
+def _stage_rules(c: RunConfig) -> list[Rule]:
+    starts = [stage.from_step for stage in c.stage]
+    rules: list[Rule] = [
+        (
+            starts != sorted(set(starts)) or min(starts, default=0) < 0,
+            f"stage.from_step is {starts} in turn; stages must be in the order of their steps.",
+        )
+    ]
+    completions = c.batch.completions
+    for i, stage in enumerate(c.stage):
+        completions = stage.completions or completions
+        in_flight = stage.in_flight or c.generator.in_flight
+        low = min(stage.max_tokens, stage.soft_tokens, stage.completions, stage.in_flight)
+        rules += [
+            (low < 0, f"stage[{i}] holds {low}; its numbers must be at least 0."),
+            (
+                completions % c.generator.group_size != 0,
+                f"stage[{i}].completions ({completions}) must be a multiple of "
+                f"generator.group_size ({c.generator.group_size}).",
+            ),
+            (
+                in_flight > 2 * completions and not c.generator.allow_stale,
+                f"stage[{i}].in_flight ({in_flight}) is over twice its completions "
+                f"({completions}) (paper 3.5). Lower it.",
+            ),
+        ]
+    return rules

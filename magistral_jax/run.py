@@ -31,6 +31,11 @@ NOTHING_COUNTED = dict.fromkeys(
 def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
     """Run to the end, or to a stop signal; returns the exit code."""
     began = monotonic()
+    if config.stage:
+        raise UserError(
+            f"stage: {len(config.stage)} stages are asked for, and stages are not acted on yet. "
+            "Remove the [[stage]] tables to train with the numbers above them throughout."
+        )
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
     saved = checkpoints.latest() if resume else None
     if resume and saved is None:

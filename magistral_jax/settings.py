@@ -171,6 +171,8 @@ def _unknown(key: str, *, is_table: bool) -> str:
 
 def _checked(name: str, hint: Any, value: Any) -> Any:
     """The value as the field's type, or a UserError that says what is allowed."""
+    if get_origin(hint) is tuple:
+        return _rows(name, get_args(hint)[0], value)
     if get_origin(hint) is Literal:
         found = [choice for choice in get_args(hint) if type(choice) is str and choice == value]
         if found:
@@ -188,6 +190,23 @@ def _checked(name: str, hint: Any, value: Any) -> Any:
     if hint is int and not -(2**63) <= parsed < 2**63:
         raise UserError(f"{name} is {parsed}; it must fit 64 bits.")
     return parsed
+
+
+def _rows(name: str, cls: Any, value: Any) -> tuple[Any, ...]:
+    """The tables of a [[list]], each as its dataclass."""
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        table = name.removeprefix("--")
+        raise UserError(f"{name} is a list of tables; write each as [[{table}]] in the file.")
+    hints = get_type_hints(cls)
+    unknown = sorted({key for row in value for key in row} - hints.keys())
+    if unknown:
+        close = get_close_matches(unknown[0], hints, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"its fields are {', '.join(hints)}."
+        raise UserError(f"there is no field {unknown[0]} in [[{name}]]; {hint}")
+    return tuple(
+        cls(**{k: _checked(f"{name}[{i}].{k}", hints[k], v) for k, v in row.items()})
+        for i, row in enumerate(value)
+    )
 
 
 def _from_text(hint: Any, text: str) -> Any:
@@ -214,24 +233,31 @@ def _replaced(config: Any, values: Mapping[str, Any], where: str = "") -> Any:
 
 
 def _dumped(config: Any, where: str) -> Iterator[str]:
-    inner = []
+    inner, listed = [], []
     for field in fields(config):
         path, value = _join(where, field.name), getattr(config, field.name)
         if is_dataclass(value):
             inner.append((value, path))  # TOML wants a table's own fields before its tables
+        elif isinstance(value, tuple) and value:
+            listed += [(row, path) for row in value]
         else:
             yield from _comment(path)
             yield f"{field.name} = {_toml(value)}"
     for value, path in inner:
         yield from ("", *_comment(path), f"[{path}]")
         yield from _dumped(value, path)
+    for i, (row, path) in enumerate(listed):
+        yield from ("", *(_comment(path) if i == 0 else []), f"[[{path}]]")
+        yield from (f"{f.name} = {_toml(getattr(row, f.name))}" for f in fields(row))
 
 
 def _comment(path: str) -> list[str]:
     return [f"# {line}".rstrip() for line in field_docs().get(path, "").splitlines()]
 
 
-def _toml(value: bool | int | float | str) -> str:
+def _toml(value: bool | int | float | str | tuple[()]) -> str:
+    if value == ():
+        return "[]"
     if isinstance(value, str):
         # JSON's escapes are TOML's, but for DEL, and for the surrogate pairs of ensure_ascii.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -2,7 +2,8 @@
 
 import re
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, Literal, get_args, get_origin
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,8 @@ from magistral_jax.config import RunConfig
 from magistral_jax.rules import broken_rules
 from magistral_jax.settings import dotted_fields, dump, field_docs, load, parse_overrides
 from magistral_jax.types import UserError
+
+REPO = Path(__file__).resolve().parents[1]
 
 
 def write(tmp_path, text, name="demo.toml"):
@@ -211,6 +214,10 @@ def test_broken_rules_come_in_the_same_form(tmp_path):
 def of_type(hint: Any) -> st.SearchStrategy:
     if get_origin(hint) is Literal:
         return st.sampled_from(get_args(hint))
+    if get_origin(hint) is tuple:
+        row, _ = get_args(hint)
+        fields = {name: of_type(kind) for name, kind in get_type_hints(row).items()}
+        return st.lists(st.builds(row, **fields), max_size=3).map(tuple)
     return {
         int: st.integers(-(2**63), 2**63 - 1),
         float: st.floats(allow_nan=False, allow_infinity=False),
@@ -248,6 +255,56 @@ def test_a_dump_explains_each_field_and_table_above_it():
         assert lines[at + len(comment)].startswith(start)
 
 
+STAGES = """
+generator = {group_size = 4, in_flight = 8}
+batch = {completions = 8}
+[[stage]]
+max_tokens = 32
+[[stage]]
+from_step = 5
+completions = 12
+"""
+
+
+def test_stages_are_read_in_their_order(tmp_path):
+    first, second = load(write(tmp_path, STAGES)).stage
+    assert (first.from_step, first.max_tokens, first.completions) == (0, 32, 0)
+    assert (second.from_step, second.completions) == (5, 12)
+
+
+@pytest.mark.parametrize(
+    "wrong, right, told",
+    [
+        ("completions = 12", "completion = 12", "no field completion in [[stage]]; did you mean"),
+        (
+            "completions = 12",
+            'completions = "x"',
+            "stage[1].completions is 'x'; it must be",
+        ),
+        ("completions = 12", "completions = 10", "stage[1].completions (10) must be a multiple"),
+        ("from_step = 5", "from_step = 0", "stage.from_step is [0, 0] in turn"),
+        ("from_step = 5", "in_flight = 99", "stage.from_step is [0, 0] in turn"),
+        ("from_step = 5", "from_step = 5\nin_flight = 99", "stage[1].in_flight (99) is over twice"),
+        ("max_tokens = 32", "max_tokens = -1", "stage[0] holds -1"),
+    ],
+)
+def test_a_stage_that_cannot_be_is_refused(wrong, right, told, tmp_path):
+    assert told in faults_of(write(tmp_path, STAGES.replace(wrong, right)))[0]
+
+
+def test_stages_are_no_option_of_the_command_line(tmp_path):
+    told = faults_of(write(tmp_path, STAGES), [("stage", "3")])
+    assert told == ["--stage is a list of tables; write each as [[stage]] in the file."]
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "configs").glob("*.toml")), ids=lambda p: p.stem)
+def test_every_config_of_the_project_can_run(path):
+    config = load(path)
+    assert config.name == path.stem
+    header = path.read_text().split("\n\n")[0]
+    assert all(f"# {word}" in header for word in ("claim", "command", "cost", "measured"))
+
+
 def test_every_field_has_a_docstring():
     assert dotted_fields().keys() <= field_docs().keys()
     assert all(field_docs().values())
@@ -257,7 +314,8 @@ def test_every_default_has_the_type_of_its_field():
     for path, hint in dotted_fields().items():
         value = value_at(RunConfig(), path)
         assert not is_dataclass(value)
-        assert value in get_args(hint) if get_origin(hint) is Literal else type(value) is hint, path
+        kind = get_origin(hint) or hint
+        assert value in get_args(hint) if kind is Literal else type(value) is kind, path
 
 
 def test_every_rule_names_existing_fields_and_the_default_breaks_none():

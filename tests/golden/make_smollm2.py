@@ -5,9 +5,9 @@
 Needs torch, transformers, gguf and jinja2. It imports nothing of ours, and turns llama.cpp's
 rotary order back by a permutation written out row by row, so that it can disagree with us.
 
-    prompt_0 .. prompt_4     ids of a chat prompt, by the file's own template
-    greedy_0 .. greedy_4     the 32 likeliest next ids, one after the other; goes on after a stop
-    margin_0 .. margin_4     how far each was ahead of the second, in logits
+    prompt_0 .. prompt_19    ids of a chat prompt, by the file's own template
+    greedy_0 .. greedy_19    the 32 likeliest next ids, one after the other; goes on after a stop
+    margin_0 .. margin_19    how far each was ahead of the second, in logits
     question, answer         the same as text
     logits_ids               ids of prompt_0 + greedy_0
     logits_positions [3], logits_vocab [64], logits_logprobs [3, 64]
@@ -34,6 +34,21 @@ QUESTIONS = (
     "What is 12 + 7? Think step by step.",
     "Write a short poem about rain.",
     "Explain in simple words why the sky is blue.",
+    "Name three planets of the solar system.",
+    "Translate 'good morning' into French.",
+    "How many days are there in a week?",
+    "What is the boiling point of water in degrees Celsius?",
+    "Give me a recipe for pancakes.",
+    "Who wrote Romeo and Juliet?",
+    "List the first five even numbers.",
+    "What do bees make?",
+    "Tell me a fact about elephants.",
+    "Complete: the opposite of hot is",
+    "Write a Python function that adds two numbers.",
+    "Is 17 a prime number?",
+    "What colour do you get when you mix blue and yellow?",
+    "Summarise in one sentence: the cat sat on the mat and fell asleep in the sun.",
+    "Quelle est la capitale de l'Italie ?",
 )
 PASSAGE = (
     "A train leaves the station at 9:15 and travels 120 kilometres in 2 hours. Its average speed "
