@@ -23,7 +23,7 @@ from magistral_jax.generator.sampling import Sampler
 from magistral_jax.generator.scheduler import Scheduler
 from magistral_jax.loops import Rooms
 from magistral_jax.model.gguf_file import read_header
-from magistral_jax.model.load import read_architecture, read_params
+from magistral_jax.model.load import checked_weights, read_architecture, read_params
 from magistral_jax.model.params import Architecture, Params, initialise
 from magistral_jax.model.sharding import (
     GENERATOR_RULES,
@@ -87,6 +87,11 @@ class Run:
         arch = read_architecture(self._file)
         check_vocabulary(self.tokenizer, arch.vocab, self.config.model.source)
         return arch
+
+    def check_weights(self) -> None:
+        """Refuse weights that are not the network's, before anything is allocated or written."""
+        if self._file is not None:
+            checked_weights(self._file, self.arch)
 
     def initial_params(self) -> Params:
         """The float32 weights a run starts from, on the trainer's devices."""

@@ -44,6 +44,7 @@ def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
     if saved is not None:
         check_identity(saved.identity, run.identity(), folder)
     try:
+        run.check_weights()
         check_data(run)
         with (
             RunRecord(folder, config.metrics.tensorboard, saved.step if saved else None) as record,

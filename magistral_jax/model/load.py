@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from magistral_jax.model import gguf_file, safetensors_file
 from magistral_jax.model.families import CONFIG, read_config
 from magistral_jax.model.gguf_network import PAIRED, ROPE_FACTORS, listed, read_network
-from magistral_jax.model.names import Entry, Place, halves, table
+from magistral_jax.model.names import Entry, halves, table
 from magistral_jax.model.params import Architecture, Params
 from magistral_jax.types import UserError
 
@@ -78,8 +78,7 @@ def open_weights(path: Path) -> Stored:
 
 def read_params(path: Path, arch: Architecture, onto: Params | None = None) -> Params:
     """The float32 parameter tree, each array where `onto` (shardings) puts it; or on the host."""
-    stored, entries = open_weights(path), table(arch)
-    check_tensors(path, stored, entries, arch)
+    stored, entries = checked_weights(path, arch), table(arch)
     tree: Params = {}
     for place, entry in entries.items():
         node, put_at = tree, onto
@@ -91,13 +90,12 @@ def read_params(path: Path, arch: Architecture, onto: Params | None = None) -> P
     return tree
 
 
-def check_tensors(
-    path: Path, stored: Stored, entries: dict[Place, Entry], arch: Architecture
-) -> None:
-    """Refuses weights whose tensors are not exactly those of the table."""
+def checked_weights(path: Path, arch: Architecture) -> Stored:
+    """What is stored there, if its tensors are exactly those of the table; no tensor is read."""
+    stored = open_weights(path)
     expected = {
         name: entry.shape
-        for entry in entries.values()
+        for entry in table(arch).values()
         for name in entry.names(arch.layers, gguf=stored.is_gguf)
     }
     wrong = [
@@ -115,6 +113,7 @@ def check_tensors(
         where = "its metadata" if stored.is_gguf else CONFIG
         intro = f"model.source: the tensors of {path} are not those that {where} promises:"
         raise UserError(listed(intro, wrong))
+    return stored
 
 
 def _array(stored: Stored, entry: Entry, arch: Architecture, sharding: Any) -> Any:
