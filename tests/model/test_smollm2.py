@@ -3,6 +3,8 @@
 The goldens and their making: tests/golden/make_smollm2.py.
 """
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -10,20 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from magistral_jax.build import PROBING, Run
 from magistral_jax.generator.engine import Engine
 from magistral_jax.generator.sampling import Sampler
 from magistral_jax.generator.scheduler import Scheduler
 from magistral_jax.model.load import read_architecture, read_params
 from magistral_jax.model.logprobs import score
-from magistral_jax.model.sharding import TRAINER_RULES, make_mesh, place, shardings
+from magistral_jax.model.sharding import TRAINER_RULES, make_mesh, shardings
+from magistral_jax.recipes.agreement import Probe
+from magistral_jax.settings import load
 from magistral_jax.tokenizer.gguf import GgufTokenizer
 from magistral_jax.types import Problem, Prompt
 from magistral_jax.weights.push import WeightPush
 
 pytestmark = pytest.mark.full
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "smollm2.npz"
-PROMPTS, NEW_TOKENS = 5, 32
+REPO = Path(__file__).resolve().parents[2]
+GOLDEN = REPO / "tests" / "golden" / "smollm2.npz"
+PROMPTS, NEW_TOKENS = 20, 32
 F32 = jnp.dtype("float32")
 
 
@@ -46,7 +52,7 @@ def mesh():
 @pytest.fixture(scope="module")
 def params(gguf_path, arch, mesh):
     """In the trainer's layout, as a run begins."""
-    return place(read_params(gguf_path, arch), shardings(arch, mesh, TRAINER_RULES))
+    return read_params(gguf_path, arch, shardings(arch, mesh, TRAINER_RULES))
 
 
 def test_greedy_completions_are_those_of_transformers(golden, gguf_path, arch, mesh, params):
@@ -109,3 +115,34 @@ def test_logprobs_of_a_passage_are_those_of_transformers(golden, arch, mesh, par
     with jax.set_mesh(mesh):
         got = np.asarray(jax.jit(logprobs)(params, row, segments))[here]
     np.testing.assert_allclose(got, golden["passage_logprobs"], atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype, bound", [("float32", 1e-4), ("bfloat16", 2e-3)])
+def test_sampler_and_trainer_agree_on_a_real_model(dtype, bound, gguf_path, record_property):
+    """Prompts and completions of mixed lengths, in fewer slots than there are prompts."""
+    overrides = [("model.source", str(gguf_path)), ("model.dtype", dtype)]
+    run = Run(load(REPO / "configs" / "smollm2_135m.toml", overrides), devices=jax.devices()[:1])
+    prompts = [
+        replace(prompt, tokens=run.render(replace(prompt.problem, source=source)))
+        for prompt, source in zip(run.heldout(7), ["generated sums", "a file"] * 4, strict=False)
+    ]
+    assert len({len(prompt.tokens) for prompt in prompts}) > 1
+    probe = Probe(
+        partial(
+            run.scheduler,
+            engine=run.engine(3),
+            stream=PROBING,
+            sampler=Sampler(temperature=run.config.generator.temperature),
+        ),
+        prompts,
+        row_tokens=run.config.batch.row_tokens,
+        rows=run.config.batch.rows,
+        head_tokens=run.config.trainer.head_tokens,
+    )
+    probe.start(run.published(run.initial_params(), 0))
+    found = None
+    while found is None:
+        found = probe.step()
+    run.close()
+    record_property("largest difference", found["mismatch/logprob_abs_max"])
+    assert found["mismatch/logprob_abs_max"] <= bound, found
