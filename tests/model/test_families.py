@@ -133,6 +133,14 @@ def test_the_spelling_before_transformers_5_means_the_same(tmp_path):
     assert read_config(path).rope_scaling == (("factor", 2.0), ("rope_type", "linear"))
 
 
+def test_windows_on_any_layers_are_written_as_they_were_read(tmp_path):
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    arch = read_config(changed(tmp_path, "qwen2_windows", layer_types=kinds))
+    assert (arch.window, arch.window_layers) == (5, (0, 2))
+    (tmp_path / "config.json").write_text(json.dumps(config_of(arch)))
+    assert read_config(tmp_path / "config.json") == arch
+
+
 def test_a_multimodal_wrapper_is_its_language_model(tmp_path):
     inner = json.loads((GOLDEN / "mistral_small" / "config.json").read_text())
     path = tmp_path / "config.json"

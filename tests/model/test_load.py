@@ -93,7 +93,7 @@ def write(path, tensors, metadata, *, name="llama", kinds=None):
     writer.add_array("tokenizer.ggml.scores", [0.5] * 50)
     for key, value in metadata.items():
         add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}
-        add[type(value)](f"llama.{key}", value)
+        add[type(value)](f"{name}.{key}", value)
     for tensor, w in tensors.items():
         kind = (kinds or {}).get(tensor)
         if kind is None:
@@ -341,3 +341,74 @@ def test_a_header_that_contradicts_itself_is_refused(metadata, tensors, match, p
     path.write_bytes(b"GGUF" + counts + b"".join([*metadata, *tensors]) + bytes(256))
     with pytest.raises(UserError, match=match):
         read_architecture(path)
+
+
+FAMILY_NETWORKS = {
+    "qwen2": dataclasses.replace(ARCH, family="qwen2", qkv_bias=True),
+    "qwen3": dataclasses.replace(ARCH, family="qwen3", qk_norm=True),
+    "smollm3": dataclasses.replace(ARCH, family="smollm3", layers=4, nope_layers=(3,)),
+}
+
+
+@pytest.mark.parametrize("name", FAMILY_NETWORKS)
+def test_the_other_families_of_llama_cpp_are_read_exactly(name, path):
+    """Their biases, norms and unrotated layers; only smollm3 keeps q and k in rotary pairs."""
+    arch = FAMILY_NETWORKS[name]
+    tree = random_tree(arch)
+    stored = as_stored(arch, tree)
+    for i in range(arch.layers):
+        w = {k: v[i] for k, v in tree["layers"].items()}
+        if name != "smollm3":
+            for ours, theirs in (("wq", "attn_q"), ("wk", "attn_k")):
+                rows = w[ours].transpose(1, 2, 0).reshape(-1, arch.width)
+                stored[f"blk.{i}.{theirs}.weight"] = np.ascontiguousarray(rows)
+        if arch.qkv_bias:
+            for ours, theirs in (("bq", "attn_q"), ("bk", "attn_k"), ("bv", "attn_v")):
+                stored[f"blk.{i}.{theirs}.bias"] = w[ours].reshape(-1)
+        if arch.qk_norm:
+            for ours, theirs in (("q_norm", "attn_q_norm"), ("k_norm", "attn_k_norm")):
+                stored[f"blk.{i}.{theirs}.weight"] = w[ours]
+    write(path, stored, metadata_of(arch), name=name)
+    assert read_architecture(path) == arch
+    assert_same_tree(read_params(path, arch), tree)
+
+
+def test_mistrals_window_and_a_stretched_context_are_read(path, stored):
+    metadata = metadata_of(ARCH) | {
+        "context_length": 128,
+        "attention.sliding_window": 16,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 4.0,
+        "rope.scaling.original_context_length": 32,
+    }
+    found = read_architecture(write(path, stored, metadata))
+    assert found.family == "mistral" and found.max_positions == 128
+    assert (found.window, found.window_layers) == (16, (0, 1, 2))
+    assert dict(found.rope_scaling) == {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+
+
+def test_llama_3s_frequency_factors_are_recognised_and_others_refused(path, stored):
+    """llama.cpp's own arithmetic (convert_hf_to_gguf), spelled out."""
+    factors = []
+    for pair in range(ARCH.head_dim // 2):
+        wavelength = 2 * np.pi * ARCH.rope_theta ** (2 * pair / ARCH.head_dim)
+        if wavelength < 8192 / 4:
+            factors.append(1.0)
+        elif wavelength > 8192 / 1:
+            factors.append(32.0)
+        else:
+            smooth = (8192 / wavelength - 1) / (4 - 1)
+            factors.append(1 / ((1 - smooth) / 32.0 + smooth))
+    assert 1.0 in factors and 32.0 in factors
+    stored["rope_freqs.weight"] = np.array(factors, np.float32)
+    arch = read_architecture(write(path, stored, metadata_of(ARCH)))
+    assert dict(arch.rope_scaling)["rope_type"] == "llama3"
+    assert dict(arch.rope_scaling)["factor"] == 32.0
+    read_params(path, arch)
+    stored["rope_freqs.weight"] = np.array([1.0, 2.0, 3.0], np.float32)
+    with pytest.raises(UserError, match="rescales its rotary frequencies"):
+        read_architecture(write(path, stored, metadata_of(ARCH)))
