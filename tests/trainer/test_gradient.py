@@ -17,7 +17,7 @@ from magistral_jax.batch.assemble import assemble_minibatch
 
 EPS_LOW, EPS_HIGH = 0.2, 0.28
 STOP, TEMPERATURE = 2, 0.8  # as conftest has them
-PACKINGS = [(10, 1), (16, 2), (26, 4), (96, 1)]
+PACKINGS = [(10, 1), (16, 2), (26, 4), (96, 1), (98, 1)]
 BY_THE_PAPER = ("minibatch", "group")
 
 
@@ -152,7 +152,7 @@ def test_no_packing_changes_the_papers_gradient(trainer, groups, by_the_paper, r
 
 
 def test_the_packings_differ(groups):
-    """One sequence to a microbatch; two; three and a row of nothing; all of them in one row."""
+    """One sequence to a microbatch; two; three and a row of nothing; rows of 12; all in one row."""
     seen = {}
     for row_tokens, rows in PACKINGS:
         segments = [
@@ -160,7 +160,13 @@ def test_the_packings_differ(groups):
         ]
         empty = sum(int((row == 0).all()) for rows_of in segments for row in rows_of)
         seen[row_tokens, rows] = len(segments), max(int(s.max()) for s in segments), empty
-    assert seen == {(10, 1): (8, 1, 0), (16, 2): (2, 2, 0), (26, 4): (1, 3, 1), (96, 1): (1, 8, 0)}
+    assert seen == {
+        (10, 1): (8, 1, 0),
+        (16, 2): (2, 2, 0),
+        (26, 4): (1, 3, 1),
+        (96, 1): (1, 2, 2),
+        (98, 1): (1, 8, 0),
+    }
 
 
 @pytest.mark.parametrize("share_rule", ["group", "batch"])
