@@ -121,15 +121,17 @@ def laid_out(places: Sequence[int], rows: int, row_tokens: int) -> tuple[list[li
 
     The shapes are [rows, row_tokens], [2 rows, row_tokens / 2], ...; the first is always there.
     """
-    found = []
-    while not found or (row_tokens % 4 == 0 and row_tokens // 2 >= max(places)):
-        if found:
-            rows, row_tokens = 2 * rows, row_tokens // 2
-        packed = pack(places, row_tokens)
+    shapes = [(rows, row_tokens)]
+    while row_tokens % 4 == 0 and row_tokens // 2 >= max(places):
+        rows, row_tokens = 2 * rows, row_tokens // 2
+        shapes.append((rows, row_tokens))
+
+    def cost(layout: tuple[list[list[int]], int, int]) -> float:
+        packed, rows, row_tokens = layout
         computed = -(-len(packed) // rows) * rows * row_tokens
-        found.append((computed * (1 + row_tokens / ATTENTION_TOKENS), packed, rows, row_tokens))
-    _, packed, rows, row_tokens = min(found, key=lambda shape: shape[0])
-    return packed, rows, row_tokens
+        return computed * (1 + row_tokens / ATTENTION_TOKENS)
+
+    return min(((pack(places, tokens), rows, tokens) for rows, tokens in shapes), key=cost)
 
 
 def permuted_rewards(group: Group, seed: int) -> Float32[np.ndarray, " G"]:

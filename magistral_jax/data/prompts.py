@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int32
 
+from magistral_jax.data.sources import GENERATED_SUMS
 from magistral_jax.tokenizer.interface import Tokenizer
 from magistral_jax.types import Problem, UserError
 
@@ -82,7 +83,7 @@ def conversation(
     They are part of the user's turn, as the paper's template embeds the problem: some chat
     templates have no system turn, and others write their own.
     """
-    is_sum = problem.source == "generated sums"
+    is_sum = problem.source == GENERATED_SUMS
     examples = (SUM_EXAMPLES if is_sum else EXAMPLES)[:worked_examples]
     questions = [*(question for question, _ in examples), problem.question]
     if system_prompt == "magistral":

@@ -11,6 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from magistral_jax.types import Problem, UserError
 
+GENERATED_SUMS = "generated sums"
+"""The source of every problem of `Sums`."""
+
 _KEYS = ("id", "problem", "answer", "domain", "language", "source")
 _DOMAINS = ("math",)
 _MOST_SUMS = 2**31  # grain shuffles 32-bit positions
@@ -149,7 +152,7 @@ class Sums:
             domain="math",
             question=f"{a}+{b}=?",
             answer=str(a + b),
-            source="generated sums",
+            source=GENERATED_SUMS,
         )
 
 

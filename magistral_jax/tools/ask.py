@@ -114,22 +114,19 @@ def measure(
 @contextmanager
 def policy(config: RunConfig, run_dir: Path | None) -> Iterator[tuple[Run, Snapshot, Progress]]:
     """The rooms, the weights to ask, and where to say how far it is."""
-    run = Run(config)
-    try:
-        with Console(0) as console:
-            params, version = weights(run, run_dir, console.phase)
-            yield run, run.published(params, version), console.phase
-    finally:
-        run.close()
+    with policy_params(config, run_dir) as (run, params, version, said):
+        yield run, run.published(params, version), said
 
 
 @contextmanager
-def policy_params(config: RunConfig, run_dir: Path) -> Iterator[tuple[Run, Params, int]]:
-    """The rooms, the run's newest float32 weights in the trainer's layout, and their step."""
+def policy_params(
+    config: RunConfig, run_dir: Path | None
+) -> Iterator[tuple[Run, Params, int, Progress]]:
+    """The same with float32 weights in the trainer's layout, and their version."""
     run = Run(config)
     try:
         with Console(0) as console:
-            yield run, *weights(run, run_dir, console.phase)
+            yield run, *weights(run, run_dir, console.phase), console.phase
     finally:
         run.close()
 

@@ -5,7 +5,6 @@ each turn, in the prompt format of the config, so a policy hears what it was tra
 """
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +48,7 @@ def chat(config: RunConfig, *, run_dir: Path | None) -> int:
                 continue
             problem = Problem(id=f"turn-{turn}", domain="math", question=line, answer="")
             prompt = Prompt(group=turn, problem=problem, tokens=tokens)
-            text = _answered(run, scheduler, prompt, _shown)
+            text = _answered(run, scheduler, prompt)
             messages.append({"role": "assistant", "content": text})
             turn += 1
     return 0
@@ -73,8 +72,8 @@ def _asked() -> str | None:
     return None if not line or line.strip() == "/exit" else line.strip()
 
 
-def _answered(run: Run, scheduler: Scheduler, prompt: Prompt, shown: Callable[[str], None]) -> str:
-    """The answer's text, passed on piece by piece as it grows."""
+def _answered(run: Run, scheduler: Scheduler, prompt: Prompt) -> str:
+    """The answer's text, shown piece by piece as it grows."""
     scheduler.submit(prompt, count=1)
     text = ""
     try:
@@ -86,12 +85,12 @@ def _answered(run: Run, scheduler: Scheduler, prompt: Prompt, shown: Callable[[s
             # The last character may be half a letter: it is shown once it is whole.
             ready = whole if finished else whole.rstrip("\ufffd")
             if ready.startswith(text):
-                shown(ready[len(text) :])
+                _shown(ready[len(text) :])
                 text = ready
     except KeyboardInterrupt:
         scheduler.cancel(prompt.group)
-        shown(" ...")
-    shown("\n")
+        _shown(" ...")
+    _shown("\n")
     return text
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from magistral_jax.config import DType, RunConfig
 from magistral_jax.console import table
@@ -14,7 +14,7 @@ from magistral_jax.model.safetensors_file import write_folder
 from magistral_jax.tools.ask import policy_params
 from magistral_jax.types import UserError
 
-STORED = {"float32": "F32", "bfloat16": "BF16"}
+STORED: dict[DType, Literal["F32", "BF16"]] = {"float32": "F32", "bfloat16": "BF16"}
 
 
 def export(
@@ -29,11 +29,11 @@ def export(
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.absolute().parent}.")
     unfinished = out.absolute().with_name(f".{out.name}.unfinished-{os.getpid()}")
-    with policy_params(config, run_dir) as (run, params, step):
+    with policy_params(config, run_dir) as (run, params, step, _):
         try:
             unfinished.mkdir()
             run.tokenizer.save(unfinished)
-            files = write_folder(unfinished, tensors_of(params, run.arch), dtype=STORED[dtype])  # pyright: ignore[reportArgumentType]
+            files = write_folder(unfinished, tensors_of(params, run.arch), dtype=STORED[dtype])
             stops = list(run.tokenizer.stop_ids)
             _merge(unfinished / "generation_config.json", {"eos_token_id": stops})
             described = {**config_of(run.arch), "dtype": dtype, "eos_token_id": stops}
