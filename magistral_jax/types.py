@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
 Outcome = Literal["right", "wrong", "error"]
+Reason = Literal["pass", "wrong", "format", "timeout", "memory", "compile", "output", "error"]
 Finish = Literal["stop", "length"]
 
 
@@ -24,6 +25,32 @@ class UserError(ValueError):
 
 class Stalled(RuntimeError):
     """A wait outlived its deadline. The message names the owner and what it waited for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeTests:
+    """What decides whether a program is right; of the first three, a problem has one.
+
+    Example: CodeTests(stdio=(("1 2\n", "3\n"),)) for a program that adds two numbers.
+    """
+
+    stdio: tuple[tuple[str, str], ...] = ()
+    """(stdin, expected stdout). With an `entry_point` they are calls, one JSON value a line for
+    each argument, and the JSON of the result; unless the checker is "json"."""
+    asserts: tuple[str, ...] = ()
+    """Python assert statements."""
+    test_code: str = ""
+    """Python that fails on a wrong program, run after it."""
+    setup: str = ""
+    """Python run between the program and `asserts`."""
+    entry_point: str = ""
+    """The function that is called, or a method of the program's class Solution."""
+    checker: str = "exact"
+    """How outputs are compared: "exact", "float", "json", "special", or a program in Python."""
+    prompt: str = ""
+    """Code that the program goes on from, and whose helpers the tests may use (HumanEval)."""
+    time_limit_s: float = 4.0
+    """CPU seconds of one test."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +67,8 @@ class Problem:
     """The final answer, as text. Empty where tests decide."""
     language: str = "en"
     source: str = ""
+    tests: CodeTests | None = None
+    """What decides in the domain "code"; None in others."""
     media: tuple[Any, ...] = ()
     """Images or other inputs beside the text. Nothing reads it yet."""
 
@@ -108,10 +137,18 @@ class Verdict:
     reward: float
     parts: Mapping[str, float]
     """{"format", "correct", "length", "language"}, each its share of the reward."""
-    outcome: Outcome
-    """"error" means the check itself failed; such a completion is never trained on."""
-    reason: str = ""
-    """Why, in a few words: "no boxed answer", "12 is not 21", "killed after 2.0 s"."""
+    reason: Reason
+    """"pass" is right; "error" means that the check itself failed; all others are kinds of wrong:
+    an answer that exhausts a limit is wrong, or hanging the check would pay."""
+    detail: str = ""
+    """The reason in a few words: "no boxed answer", "12 is not 21", "test 3 of 20: 4.0 s"."""
+    seconds: float = field(default=0.0, compare=False)
+    """Wall time of the check, waiting for a free worker left out."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """"error" is never trained on."""
+        return {"pass": "right", "error": "error"}.get(self.reason, "wrong")
 
 
 @dataclass(frozen=True, kw_only=True)
