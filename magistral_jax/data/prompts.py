@@ -1,9 +1,11 @@
 r"""Problem -> prompt tokens: the paper's instructions (2.5), and an example if asked for.
 
-The paper's prompt does not mention \boxed{} and does not say where the model learns of it. Here
-the problem's text tells it.
+The paper's prompt mentions neither \boxed{} nor the language of a program, and does not say where
+the model learns of them. Here the problem's text tells it.
 """
 
+import ast
+import builtins
 from typing import Literal
 
 import numpy as np
@@ -31,7 +33,9 @@ and as long as you want until you are confident of a correct answer.
 A concise summary that reflects your reasoning and gives a clear final answer.
 
 """
-_TASK = "Problem:\n\n{problem}\n\nPut the final answer in \\boxed{{}}."
+_TASK = "Problem:\n\n{problem}\n\n{rule}"
+_BOX = r"Put the final answer in \boxed{}."
+_BLOCK = "in a Markdown code block that names the language."
 EXAMPLES = (
     (
         "Tom has 3 apples and buys 5 more. How many apples does he have?",
@@ -63,9 +67,15 @@ def render(
     system_prompt: Literal["none", "magistral"],
     worked_examples: int,
     max_prompt_tokens: int,
+    code_languages: str = "python",
 ) -> Int32[np.ndarray, " prompt"]:
     """What the generator continues; a prompt above `max_prompt_tokens` is a `UserError`."""
-    messages = conversation(problem, system_prompt=system_prompt, worked_examples=worked_examples)
+    messages = conversation(
+        problem,
+        system_prompt=system_prompt,
+        worked_examples=worked_examples,
+        code_languages=code_languages,
+    )
     tokens = tokenizer.chat(messages)
     if len(tokens) > max_prompt_tokens:
         raise UserError(
@@ -76,7 +86,11 @@ def render(
 
 
 def conversation(
-    problem: Problem, *, system_prompt: Literal["none", "magistral"], worked_examples: int
+    problem: Problem,
+    *,
+    system_prompt: Literal["none", "magistral"],
+    worked_examples: int,
+    code_languages: str = "python",
 ) -> list[dict[str, str]]:
     """The messages of a prompt. The instructions stand once, before the first problem.
 
@@ -85,12 +99,37 @@ def conversation(
     """
     is_sum = problem.source == GENERATED_SUMS
     examples = (SUM_EXAMPLES if is_sum else EXAMPLES)[:worked_examples]
+    rules = [_BOX for _ in examples] + [_rule(problem, code_languages)]
     questions = [*(question for question, _ in examples), problem.question]
     if system_prompt == "magistral":
-        questions = [_TASK.format(problem=question) for question in questions]
+        asked = zip(questions, rules, strict=True)
+        questions = [_TASK.format(problem=question, rule=rule) for question, rule in asked]
         questions[0] = INSTRUCTIONS + questions[0]
     messages = []
     for question, (_, answer) in zip(questions, examples, strict=False):
         messages.append({"role": "user", "content": question})
         messages.append({"role": "assistant", "content": answer})
     return [*messages, {"role": "user", "content": questions[-1]}]
+
+
+def _rule(problem: Problem, code_languages: str) -> str:
+    """What the answer must look like, for the format gate and the grader to find it."""
+    if problem.tests is None:
+        return _BOX
+    is_program = bool(problem.tests.stdio) and problem.tests.checker == "json"
+    name = problem.tests.entry_point or _called(problem.tests.asserts)
+    if name and not is_program:
+        return f"Write the function `{name}` in Python, {_BLOCK}"
+    languages = {"python": "Python", "python or C++": "Python or C++20"}[code_languages]
+    return f"Write a program in {languages} that reads standard input, {_BLOCK}"
+
+
+def _called(asserts: tuple[str, ...]) -> str:
+    """The function that the first assert tests, or "" if it tests none by name."""
+    try:
+        nodes = list(ast.walk(ast.parse("\n".join(asserts[:1]))))
+    except (SyntaxError, ValueError):
+        return ""
+    called = [node.func for node in nodes if isinstance(node, ast.Call)]
+    names = [function.id for function in called if isinstance(function, ast.Name)]
+    return next((name for name in names if not hasattr(builtins, name)), "".join(names[:1]))

@@ -2,20 +2,19 @@
 
 import gzip
 import hashlib
-import json
 import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+from magistral_jax.rows import problem_of, row_of, text_in
 from magistral_jax.types import Problem, UserError
 
 GENERATED_SUMS = "generated sums"
 """The source of every problem of `Sums`."""
 
 _KEYS = ("id", "problem", "answer", "domain", "language", "source")
-_DOMAINS = ("math",)
 _MOST_SUMS = 2**31  # grain shuffles 32-bit positions
 _HASH_RANGE = 2**64
 
@@ -72,53 +71,11 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _problem(place: str, line: bytes) -> Problem:
-    row = _row(place, line)
+    row = row_of(place, line)
     for key in _KEYS:
-        if key not in row:
-            raise UserError(f"{place}: key {key!r} is missing; a row needs {', '.join(_KEYS)}.")
-        if not isinstance(row[key], str):
-            raise UserError(f"{place}: {key} is {_short(row[key])}; it must be a text.")
-        if not row[key].isascii() and not _is_unicode(row[key]):
-            raise UserError(f"{place}: {key} holds half a surrogate pair, which is no character.")
-    if row["domain"] not in _DOMAINS:
-        raise UserError(
-            f"{place}: domain is {_short(row['domain'])}; the domains that can be trained now: "
-            f"{', '.join(_DOMAINS)}. Choose another data.path."
-        )
-    for key in ("id", "problem", "answer"):
-        if not row[key].strip():
-            raise UserError(f"{place}: {key} is empty; a math problem needs it.")
-    return Problem(
-        id=row["id"],
-        domain=row["domain"],
-        question=row["problem"],
-        answer=row["answer"],
-        language=row["language"],
-        source=row["source"],
-    )
-
-
-def _row(place: str, line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise UserError(f"{place}: not UTF-8: {error.reason} at byte {error.start}") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
-    except (ValueError, RecursionError) as error:  # a number, or a nesting, without end
-        raise UserError(f"{place}: not JSON that can be read: {error}") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{place}: {_short(row)} is not an object; a row is {{...}}.")
-    return row
-
-
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+        if not text_in(place, row, key).strip() and key in ("id", "problem"):
+            raise UserError(f"{place}: {key} is empty; a problem needs it.")
+    return problem_of(place, row)
 
 
 class Sums:

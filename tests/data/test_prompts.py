@@ -5,7 +5,7 @@ import pytest
 
 from magistral_jax.data import prompts
 from magistral_jax.tokenizer.bytes import ByteTokenizer
-from magistral_jax.types import Problem, UserError
+from magistral_jax.types import CodeTests, Problem, UserError
 
 PROBLEM = Problem(id="p-7", domain="math", question=r"Soit \frac{1}{2}{problem}?", answer="1")
 BYTES = ByteTokenizer()
@@ -87,3 +87,39 @@ def test_a_prompt_may_fill_the_limit_and_not_pass_it():
         render(length - 1)
     for part in ("'p-7'", f"{length} tokens", f"data.max_prompt_tokens is {length - 1}"):
         assert part in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("tests", "rule"),
+    [
+        (CodeTests(stdio=(("1", "2"),)), "Write a program in Python or C++20 that reads standard"),
+        (
+            CodeTests(asserts=("assert set(add(1, 2)) == {3}",)),
+            "Write the function `add` in Python",
+        ),
+        (CodeTests(asserts=("assert sum(1, 2) == 3",)), "Write the function `sum` in Python"),
+        (CodeTests(test_code="check(f)", entry_point="f"), "Write the function `f` in Python"),
+        (CodeTests(stdio=(("[1]", "2"),), entry_point="f"), "Write the function `f` in Python"),
+        (
+            CodeTests(stdio=(("[[1]]", "2"),), entry_point="f", checker="json"),
+            "Write a program in Python or C++20 that reads standard",
+        ),
+    ],
+)
+def test_a_code_problem_says_what_to_write_and_shows_no_test(tests, rule):
+    problem = Problem(id="c", domain="code", question="Add.", answer="", tests=tests)
+    [message] = prompts.conversation(
+        problem, system_prompt="magistral", worked_examples=0, code_languages="python or C++"
+    )
+    task = message["content"].split("Problem:\n\n")[1]
+    assert task.startswith(f"Add.\n\n{rule}") and "boxed" not in task and "assert" not in task
+    assert task.endswith("in a Markdown code block that names the language.")
+
+
+def test_without_a_compiler_a_program_is_asked_for_in_python():
+    tests = CodeTests(stdio=(("1", "2"),))
+    problem = Problem(id="c", domain="code", question="Add.", answer="", tests=tests)
+    [message] = prompts.conversation(
+        problem, system_prompt="magistral", worked_examples=0, code_languages="python"
+    )
+    assert "C++" not in message["content"]

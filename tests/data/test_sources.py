@@ -58,7 +58,11 @@ def test_a_gz_file_is_read_alike(tmp_path):
         (line(answer=4), "p.jsonl:1: answer is 4; it must be a text"),
         (line(language=None), "p.jsonl:1: language is null; it must be a text"),
         (line(id="b") + b"\n" + line() + line(), "p.jsonl:4: id 'p1' is taken by line 3"),
-        (line(domain="code"), 'p.jsonl:1: domain is "code"; the domains that can be trained'),
+        (line(domain="tool"), 'p.jsonl:1: domain is "tool"; the domains that can be judged'),
+        (
+            line(domain="code"),
+            "p.jsonl:1: a code problem needs one of tests, asserts and test_code",
+        ),
         (line(answer=" "), "p.jsonl:1: answer is empty"),
         (line(problem=""), "p.jsonl:1: problem is empty"),
         (line(problem="\ud800"), "p.jsonl:1: problem holds half a surrogate pair"),
@@ -112,16 +116,19 @@ def real_data() -> Path:
         ("aime_2024.jsonl", 30),
         ("mgsm.jsonl.gz", 2750),
         ("olympiadbench_en.jsonl", 675),
+        ("mbpp.jsonl.gz", 974),
+        ("mbpp_stdin.jsonl.gz", 317),
+        ("humaneval_first82.jsonl", 82),
+        ("code_contests_stdin.jsonl.gz", 153),
     ],
 )
-def test_real_math_files_are_read_whole(name, rows):
+def test_real_files_are_read_whole(name, rows):
     assert len(read_jsonl(real_data() / name)) == rows
 
 
-@pytest.mark.parametrize("name", ["mbpp.jsonl.gz", "ifeval_en_fr_es_ja.jsonl"])
-def test_real_files_of_other_domains_are_refused(name):
-    with pytest.raises(UserError, match=r"domain is .*can be trained now: math"):
-        read_jsonl(real_data() / name)
+def test_real_files_of_other_domains_are_refused():
+    with pytest.raises(UserError, match=r"domain is .*can be judged: math, code"):
+        read_jsonl(real_data() / "ifeval_en_fr_es_ja.jsonl")
 
 
 @pytest.mark.parametrize("digits", [1, 2])
