@@ -144,11 +144,14 @@ def _classified(text: str, script: str) -> str:
         return UNKNOWN
     foreign, letters = 0, 0
     for piece in _pieces(text):
-        letters += len(piece)
+        length = len(piece.replace(" ", ""))
+        letters += length
         found = _probabilities(piece)
-        sure = _FOREIGN if len(piece) >= _PIECE else _FOREIGN_SHORT
-        if found.get(language, 0.0) <= _OWN and max(found.values(), default=0.0) >= sure:
-            foreign += len(piece)
+        # The languages of three letters are small ones; the model sees them in odd words.
+        other = max((p for name, p in found.items() if len(name) == 2), default=0.0)
+        sure = _FOREIGN if length >= _PIECE else _FOREIGN_SHORT
+        if found.get(language, 0.0) <= _OWN and other >= sure:
+            foreign += length
     return UNKNOWN if foreign > _FOREIGN_SHARE * letters else language
 
 

@@ -13,7 +13,7 @@ _ADDRESS = re.compile(r"(?:https?://|www\.)\S++")
 # A dollar sign opens mathematics before, and closes it after, anything but a space; and not
 # before a digit: "$5 and $10" are prices.
 _DOLLARS = re.compile(r"(?<!\\)\$(?=[^\s$])(?:[^$\\]|\\.)*+(?<=\S)\$(?![0-9])", re.DOTALL)
-_DISPLAYED = (("$$", "$$"), (r"\[", r"\]"), (r"\(", r"\)"))
+_DISPLAYED = (("[asy]", "[/asy]"), ("$$", "$$"), (r"\[", r"\]"), (r"\(", r"\)"))
 _ENVIRONMENT = re.compile(r"\\begin\{([A-Za-z]{1,30}\*?)\}")
 _WORDS_INSIDE = re.compile(r"\\(?:text[a-z]*|emph|mbox|(?:sub)*section\*?|title)\s*+\{")
 # A command, an index or a power whose arguments hold no others; the outer ones fall in a later

@@ -196,6 +196,7 @@ def test_one_foreign_sentence_in_a_long_thought_is_seen():
         ("a\n````\n```\ncode\n```\n````\nb", "a b"),
         ("a\n```python\ncode", "a"),
         ("a https://example.org/b c", "a c"),
+        ("a [asy] draw(p--q); [/asy] b", "a b"),
     ],
 )
 def test_prose_is_what_is_left(text, left):
