@@ -147,7 +147,7 @@ class Verdict:
 
     @property
     def outcome(self) -> Outcome:
-        """"error" is never trained on."""
+        """What it comes to; an "error" is never trained on."""
         return {"pass": "right", "error": "error"}.get(self.reason, "wrong")
 
 

