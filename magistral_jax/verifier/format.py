@@ -2,19 +2,22 @@
 
 Strict where the paper leaves room, because a gate that forgives is a gate that drifts:
 - the text starts with `<think>` at its first character; leading whitespace is refused;
-- math: only `\\boxed{...}` with balanced braces counts. `\\fbox` and `\\boxed 4` are refused, and
-  so is an empty last box;
-- code: only a closed block counts, and its language follows the opening ``` on the same line.
+- thoughts may be empty: the paper asks for the tags, not for what is between them;
+- math: only `\\boxed{...}` with balanced braces counts, of several the one that opens last, and of
+  nested ones thus the inner one. `\\fbox` and `\\boxed 4` are refused, and so is an empty last box.
+  A box inside a closed block of code is code, not an answer;
+- code: only a closed block that names its language counts (code/extract.py).
 """
 
 import re
 from dataclasses import dataclass
 from typing import Literal
 
+from magistral_jax.verifier.code.extract import first_block, outside_blocks
+
 _OPEN, _CLOSE = "<think>", "</think>"
 # An escape is one token, so that `\{` is no brace and `\\boxed` (a line break, a word) is no box.
 _BOX_OR_BRACE = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
-_FENCE = re.compile(r" {0,3}```[ \t]*(?P<language>[A-Za-z])?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +48,14 @@ def check_format(text: str, domain: Literal["math", "code"]) -> Format:
             problem = "no boxed answer"
         elif not boxed.strip():
             problem = "empty box"
-    elif not _has_code_block(answer_part):
+    elif first_block(answer_part) is None:
         problem = "no code block with a language"
     return Format(thoughts=thoughts, answer_part=answer_part, boxed=boxed, problem=problem)
 
 
 def last_box(text: str) -> str | None:
-    """Content of the closed `\\boxed{...}` that opens last; None if there is none."""
+    """Content of the closed `\\boxed{...}` outside blocks of code that opens last; None without."""
+    text = outside_blocks(text)
     opened: list[int] = []  # where each open brace's content starts; -1 for braces of no box
     start, end = -1, -1
     for token in _BOX_OR_BRACE.finditer(text):
@@ -64,15 +68,3 @@ def last_box(text: str) -> str | None:
             if candidate > start:
                 start, end = candidate, token.start()
     return text[start:end] if start >= 0 else None
-
-
-def _has_code_block(text: str) -> bool:
-    inside, has_language = False, False
-    for line in text.split("\n"):
-        if inside and line.strip() == "```":
-            if has_language:
-                return True
-            inside = False
-        elif not inside and (fence := _FENCE.match(line)) and "`" not in line[fence.end() :]:
-            inside, has_language = True, fence["language"] is not None
-    return False

@@ -50,6 +50,10 @@ def test_math_without_form_is_told_why(text, problem):
         (r"\boxed{3 \boxed{4}}", "4"),
         (r"\boxed{1} \\boxed{2}", "1"),  # a line break, then a word
         ("plain {braces}", None),
+        ("\\boxed{1}\n```latex\n\\boxed{2}\n```\n", "1"),
+        ("```\n\\boxed{2}\n```", None),
+        ("```\n\\boxed{2}", "2"),  # never closed, so no block
+        (r"`\boxed{3}`", "3"),
     ],
 )
 def test_the_last_box_is_the_closed_one_that_opens_last(text, content):
@@ -62,6 +66,7 @@ def test_the_last_box_is_the_closed_one_that_opens_last(text, content):
         ("```python\nx\n```", ""),
         ("text\n ``` cpp \nx\n```\nmore", ""),
         ("```\nx\n```\n```c++\ny\n```", ""),
+        ("- here:\n    ```python\n    x\n    ```", ""),
         ("```\nx\n```", "no code block with a language"),
         ("```python\nx", "no code block with a language"),
         ("```\n```python", "no code block with a language"),
@@ -72,6 +77,11 @@ def test_the_last_box_is_the_closed_one_that_opens_last(text, content):
 )
 def test_code_needs_a_closed_block_with_a_language(answer, problem):
     assert check_format(f"<think>t</think>{answer}", "code").problem == problem
+
+
+def test_empty_thoughts_are_thoughts():
+    form = check_format(r"<think></think>\boxed{4}", "math")
+    assert (form.problem, form.thoughts, form.boxed) == ("", "", "4")
 
 
 def test_code_in_the_thoughts_does_not_count():
