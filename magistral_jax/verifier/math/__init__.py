@@ -1,0 +1,1 @@
+"""Whether two math answers are the same: cheap stages first, parsers and points last."""

@@ -1,0 +1,125 @@
+r"""Whether an answer is the reference answer: text, labels, exact numbers, forms, then points.
+
+Precision first: what is not understood equals only its own text, and a wrong no is preferred to a
+wrong yes. Beyond the decisions in structure.py, statements.py and grammar.py:
+- a percentage is its value: 50\% = 0.5 = 1/2, and 50\% is not 50;
+- decimals are exact: 0.33 is not 1/3; 0.333... and 0.\overline{3} are;
+- 1,000 (no space) is a thousand outside brackets; 1, 000 and (1,000) are lists;
+- leading zeros are no number: 007 equals only 007;
+- a hedge (4 or 5) is a list of two, and never equals one answer;
+- \log without a base may mean ten or e, so \log 100 equals neither 2 nor \ln 100;
+- sums, integrals, limits and derivatives are not evaluated.
+"""
+
+from fractions import Fraction
+from typing import Literal
+
+from magistral_jax.verifier.format import last_box
+from magistral_jax.verifier.math.caps import Unreadable, is_bounded
+from magistral_jax.verifier.math.clean import clean, readings, spelled
+from magistral_jax.verifier.math.exact import exact
+from magistral_jax.verifier.math.extract import final_answer
+from magistral_jax.verifier.math.grammar import parse
+from magistral_jax.verifier.math.judge import Judge, Verdict, either
+from magistral_jax.verifier.math.labels import same_label
+from magistral_jax.verifier.math.nodes import Node
+from magistral_jax.verifier.math.structure import same_tree
+
+Mode = Literal["answer", "text"]
+
+
+def math_equal(gold: str, pred: str, mode: Mode = "answer") -> bool:
+    """True only if `pred` gives the answer `gold`. Never raises for any two texts.
+
+    In mode "answer" `pred` is the text inside the box. In mode "text" it is a whole output, and
+    `gold` may be one, or hold a box.
+    """
+    if mode == "text":
+        found = final_answer(pred)
+        if found is None:
+            return False
+        if (boxed := last_box(gold)) is not None:
+            gold = boxed
+        elif "\n" in gold or len(gold) > 200:
+            gold = final_answer(gold) or gold
+        return same_answer(gold, found)
+    return same_answer(gold, pred)
+
+
+def same_answer(gold: str, candidate: str) -> bool:
+    """True only if both texts are the same answer. Never raises; the pool bounds its time."""
+    try:
+        verdict = settle(gold, candidate)
+        if verdict is not None:
+            return verdict
+        # Loads mpmath: most answers never need it.
+        from magistral_jax.verifier.math.symbolic import same_value
+
+        return same_value(gold, candidate)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # RecursionError, MemoryError, and what libraries derive from neither
+        return False
+
+
+def settle(gold: str, candidate: str) -> bool | None:
+    """What text, labels, exact numbers and forms can tell; None if values at points must."""
+    if not (is_bounded(gold) and is_bounded(candidate)):
+        return False
+    a, b = clean(gold), clean(candidate)
+    if spelled(a) == spelled(b):
+        return spelled(a) != ""
+    label = same_label(a, b)
+    if label is not None:
+        return label
+    return compared(gold, candidate, _EXACT)
+
+
+def compared(gold: str, candidate: str, judge: Judge) -> Verdict:
+    """The judge's verdict on the two trees, over the readings that the texts allow."""
+    trees_a, trees_b = _trees(clean(gold)), _trees(clean(candidate))
+    if not trees_a or not trees_b:
+        return judge.unknown
+    return either(_compared(a, b, judge) for a in trees_a for b in trees_b)
+
+
+def is_readable_gold(gold: str) -> bool:
+    """True if there is a reference to compare with: some text within the caps."""
+    return is_bounded(gold) and spelled(clean(gold)) != ""
+
+
+def _compared(a: Node, b: Node, judge: Judge) -> Verdict:
+    try:
+        return same_tree(a, b, judge)
+    except Unreadable:
+        return judge.unknown
+
+
+def _trees(cleaned: str) -> list[Node]:
+    trees = []
+    for reading in readings(cleaned):
+        try:
+            trees.append(parse(reading))
+        except Unreadable:
+            continue
+    return trees
+
+
+def _exactly_equal(a: Node, b: Node) -> Verdict:
+    left, right = exact(a), exact(b)
+    return None if left is None or right is None else left == right
+
+
+def _exact_place(node: Node) -> Fraction:
+    value = exact(node)
+    if value is None:
+        raise Unreadable("no exact place")
+    return value
+
+
+_EXACT = Judge(
+    equal=_exactly_equal,
+    proportional=lambda f, g, is_positive: None,
+    place=_exact_place,
+    unknown=None,
+)

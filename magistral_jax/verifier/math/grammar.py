@@ -1,0 +1,246 @@
+r"""A cleaned answer read into a tree, by recursive descent. Nothing is evaluated.
+
+What is ambiguous is not read, so that it equals only its own text: `a/bc`, `\sin x(x+1)`,
+`\sqrt12`, `1/2x` is the coefficient 1/2 only where both parts are numbers. Decisions:
+- `2\frac{1}{2}` and `2 1/2` are mixed numbers; other numbers side by side are not read;
+- `^10` is the exponent ten, as in plain text;
+- f, g and h before a bracket are functions, other letters factors;
+- two or more capitals in a row are one name (a segment), so AB is not BA;
+- d and a letter are a differential, no product.
+"""
+
+import re
+from fractions import Fraction
+
+from magistral_jax.verifier.math import digits, units
+from magistral_jax.verifier.math.atoms import Atoms
+from magistral_jax.verifier.math.caps import Unreadable
+from magistral_jax.verifier.math.nodes import (
+    Apply,
+    Constant,
+    Group,
+    Joined,
+    Measured,
+    Node,
+    Num,
+    Relation,
+    Words,
+    variables,
+)
+from magistral_jax.verifier.math.words import SCALES
+
+_RELATIONS = {"=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!=", r"\in": "in"}
+_SCALE_WORDS = re.compile(r'\s*"(dozen|hundred|thousand|million|billion|trillion)"', re.IGNORECASE)
+
+
+def parse(text: str) -> Node:
+    """The tree of a cleaned text. Raises Unreadable for what is not in the grammar."""
+    return Parser(text).whole()
+
+
+class Parser(Atoms):
+    """Each method reads one level of the grammar, loosest first, from where the last stopped."""
+
+    def whole(self) -> Node:
+        node = self.statements()
+        if not self.is_at_end():
+            raise Unreadable(f"what follows position {self.at}")
+        return node
+
+    def statements(self) -> Node:
+        """A bare list, or its only item."""
+        items, words = [self.either()], set[str]()
+        while self.take(",") or self.take(";"):
+            for word in ("and", "or"):
+                if self.take_word(word):
+                    words.add(word)
+            items.append(self.either())
+        if len(items) == 1:
+            return items[0]
+        last = items[-1]
+        # 1, 2 or 3: the last comma is a word
+        if isinstance(last, Joined) and last.word == "or":
+            items, words = [*items[:-1], *last.items], {"or"}
+        if isinstance(last, Group) and last.opening == "" and words != {"or"}:
+            items = [*items[:-1], *last.items]
+        if "or" in words:
+            return Joined("or", tuple(items))
+        return Group("", "", tuple(items))
+
+    def either(self) -> Node:
+        items = [self.both()]
+        while self.take_word("or"):
+            items.append(self.both())
+        return items[0] if len(items) == 1 else Joined("or", tuple(items))
+
+    def both(self) -> Node:
+        items = [self.relation()]
+        while self.take_word("and"):
+            items.append(self.relation())
+        if len(items) == 1:
+            return items[0]
+        if any(isinstance(item, Relation) and item.signs != ("=",) for item in items):
+            return Joined("and", tuple(items))
+        return Group("", "", tuple(items))
+
+    def relation(self) -> Node:
+        parts, signs = [self.ratio()], []
+        while sign := self.take_relation():
+            signs.append(sign)
+            parts.append(self.ratio())
+        return Relation(tuple(parts), tuple(signs)) if signs else parts[0]
+
+    def take_relation(self) -> str | None:
+        for spelling, sign in _RELATIONS.items():
+            if self.take(spelling):
+                return sign
+        return None
+
+    def ratio(self) -> Node:
+        items = [self.union()]
+        while not self.in_builder and self.take(":"):
+            items.append(self.union())
+        return items[0] if len(items) == 1 else Apply("ratio", tuple(items))
+
+    def union(self) -> Node:
+        node = self.intersection()
+        while True:
+            if self.take(r"\cup"):
+                node = Apply("cup", (node, self.intersection()))
+            elif self.take(r"\setminus"):
+                node = Apply("setminus", (node, self.intersection()))
+            else:
+                return node
+
+    def intersection(self) -> Node:
+        node = self.quantity()
+        while self.take(r"\cap"):
+            node = Apply("cap", (node, self.quantity()))
+        return node
+
+    def quantity(self) -> Node:
+        """A sum, with its unit; hours and minutes one after the other add up."""
+        node = self.measured(self.sum())
+        while isinstance(node, Measured) and self.peek_number():
+            more = self.measured(self.product())
+            if not isinstance(more, Measured) or more.dimension != node.dimension:
+                raise Unreadable("two quantities in a row")
+            total = Apply("+", (_scaled(node), _scaled(more)))
+            node = Measured(total, Fraction(1), node.dimension)
+        return node
+
+    def measured(self, node: Node) -> Node:
+        while scale := _SCALE_WORDS.match(self.text, self.at):
+            node = Apply("*", (node, Num(Fraction(SCALES[scale[1].lower()]))))
+            self.at = scale.end()
+        if self.take_word("percent"):
+            return Apply("/", (node, Num(Fraction(100))))
+        if isinstance(node, Words) or (unit := units.read(self.text, self.at)) is None:
+            return node
+        factor, dimension, self.at = unit
+        return Measured(node, factor, dimension)
+
+    def sum(self) -> Node:
+        terms = []
+        sign = self.take_sign() or "+"
+        while sign:
+            term = self.product()
+            terms.append(term if sign == "+" else Apply(_SIGNED[sign], (term,)))
+            sign = self.take_sign()
+        return terms[0] if len(terms) == 1 else Apply("+", tuple(terms))
+
+    def take_sign(self) -> str | None:
+        for sign in ("+", "-", r"\pm", r"\mp"):
+            if self.take(sign):
+                return sign
+        return None
+
+    def product(self) -> Node:
+        node, divided = self.unary(), False
+        while True:
+            if self.take("*"):
+                node = Apply("*", (node, self.unary()))
+            elif self.take("/"):
+                divisor = self.unary()
+                divided = not (isinstance(node, Num) and isinstance(divisor, Num))
+                node = Apply("/", (node, divisor))
+            elif self.begins_factor() and not self.begins_unit(node):
+                if divided:
+                    raise Unreadable("a factor behind a quotient")
+                node = self.beside(node)
+            else:
+                return node
+
+    def begins_unit(self, node: Node) -> bool:
+        """True if a word in text mode stands behind a number: a metre, not a factor m."""
+        is_word = self.peek().startswith('"') and not variables(node)
+        return is_word and units.read(self.text, self.at) is not None
+
+    def beside(self, node: Node) -> Node:
+        """The product with the next factor, or the mixed number."""
+        is_number, start = isinstance(node, Num), self.at
+        starts_with_digit = self.peek_number()
+        factor = self.power()
+        if not is_number or not (starts_with_digit or _is_plain_fraction(factor)):
+            if starts_with_digit:
+                raise Unreadable("a number behind a factor")
+            return Apply("*", (node, factor))
+        assert isinstance(node, Num)
+        if starts_with_digit:
+            if not self.take("/"):
+                raise Unreadable("two numbers in a row")
+            factor = Apply("/", (factor, self.power()))
+        whole, part = node.value, digits_of(factor)
+        if part is None or whole.denominator != 1 or whole == 0 or not 0 < part < 1:
+            raise Unreadable(f"no mixed number at position {start}")
+        return Apply("+", (node, factor))
+
+    def unary(self) -> Node:
+        if self.take("-"):
+            return Apply("neg", (self.unary(),))
+        if self.take("+"):
+            return self.unary()
+        return self.power()
+
+    def power(self) -> Node:
+        node = self.postfix(self.atom())
+        if not self.take("^"):
+            return node
+        exponent = self.exponent()
+        if isinstance(node, Constant) and node.name in ("R", "oo"):
+            raise Unreadable("a power of a set")
+        return self.postfix(Apply("^", (node, exponent)))
+
+    def exponent(self) -> Node:
+        if self.take("-"):
+            return Apply("neg", (self.exponent(),))
+        if self.peek() != "{" and (number := digits.number(self.text, self.skip())):
+            self.at = number[1]
+            node = number[0]
+        else:
+            node = self.argument()
+        if self.take("^"):
+            return Apply("^", (node, self.exponent()))
+        return node
+
+
+_SIGNED = {"-": "neg", r"\pm": "pm", r"\mp": "mp"}
+
+
+def _scaled(node: Measured) -> Node:
+    return Apply("*", (node.value, Num(node.factor)))
+
+
+def _is_plain_fraction(node: Node) -> bool:
+    return digits_of(node) is not None and isinstance(node, Apply)
+
+
+def digits_of(node: Node) -> Fraction | None:
+    """The value of a fraction of two whole numbers, as spelled."""
+    match node:
+        case Apply("/", (Num(top), Num(bottom))) if (
+            top.denominator == bottom.denominator == 1 and bottom != 0
+        ):
+            return top / bottom
+        case _:
+            return None

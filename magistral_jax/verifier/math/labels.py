@@ -1,0 +1,55 @@
+"""Answers that name something: a choice, yes or no, a date, a time of day.
+
+Decisions: a choice is one capital letter, alone or in brackets, and may be followed by the text of
+the option (`(B) 5` is B); brackets make its case irrelevant. Yes is not true. A date without its
+year is not the date with it; a time without AM or PM is on the clock of 24 hours.
+"""
+
+import re
+
+from magistral_jax.verifier.math.dates import moment
+
+_BARE = re.compile(
+    r'(?:"(?:option|choice|answer)" ?"?(?:is|:)?"?:? ?)?'
+    r'(?:(?P<bracket>[(\[]) ?"?(?P<inside>[A-Ja-j])"? ?[)\]]|"?(?P<bare>[A-J])"?)[.):]?',
+    re.IGNORECASE,
+)
+_WITH_TEXT = re.compile(
+    r'(?:\( ?"?([A-J])"? ?\)|"?([A-J])"?[).:]) ?'
+    r'(?P<text>-?[0-9.]+|\\frac ?\{[0-9]+\}\{[0-9]+\}|(?:"[A-Za-z]{2,}" ?){1,4})'
+)
+_WORD_ANSWERS = frozenset(["yes", "no", "true", "false"])
+
+
+def same_label(a: str, b: str) -> bool | None:
+    """For two cleaned texts: whether they name the same; None unless both name something."""
+    words = _word(a), _word(b)
+    if words[0] and words[1]:
+        return words[0] == words[1]
+    chosen, other = _choice(a), _choice(b)
+    if chosen is not None and other is not None:
+        (letter_a, loose_a), (letter_b, loose_b) = chosen, other
+        if letter_a.upper() != letter_b.upper():
+            return False
+        return True if letter_a == letter_b or (loose_a and loose_b) else None
+    moments = moment(a), moment(b)
+    if moments[0] is not None and moments[1] is not None:
+        return moments[0] == moments[1]
+    return None
+
+
+def _word(text: str) -> str | None:
+    plain = text.replace('"', "").strip(" .!").lower()
+    return plain if plain in _WORD_ANSWERS else None
+
+
+def _choice(text: str) -> tuple[str, bool] | None:
+    """The letter, and whether brackets say that it is a choice in either case."""
+    if match := _BARE.fullmatch(text):
+        letter = match["inside"] or match["bare"]
+        if match["bracket"] is None and letter.islower():
+            return None
+        return letter, match["bracket"] is not None
+    if (match := _WITH_TEXT.fullmatch(text)) and '"or"' not in text and '"and"' not in text:
+        return match[1] or match[2], False
+    return None

@@ -1,0 +1,276 @@
+"""Whether two trees are the same answer, form by form, given a judge of what is inside the forms.
+
+Decisions:
+- a unit that one side leaves out is forgiven, another unit is not; units of one kind convert;
+- a degree sign may be left out, and is otherwise pi/180;
+- tuples keep order, brackets and length; (1,2) may be a pair or an interval, {1,2} has no order;
+- a matrix is no tuple, and its bars (a determinant) are no brackets;
+- ratios reduce (3:4 = 6:8) unless they may be clock times;
+- a number in another base than ten equals only its like.
+"""
+
+from fractions import Fraction
+
+from magistral_jax.verifier.math.caps import Unreadable
+from magistral_jax.verifier.math.exact import exact
+from magistral_jax.verifier.math.judge import Judge, Verdict, either, every, in_order
+from magistral_jax.verifier.math.nodes import (
+    Apply,
+    Based,
+    Constant,
+    Group,
+    Joined,
+    Matrix,
+    Measured,
+    Node,
+    Num,
+    Relation,
+    Symbol,
+    Words,
+    is_expression,
+    variables,
+    walk,
+)
+from magistral_jax.verifier.math.realset import real_set, variable_of
+from magistral_jax.verifier.math.statements import (
+    assignments,
+    same_assignments,
+    same_relations,
+    same_solutions,
+    solutions,
+    without_steps,
+)
+
+
+def same_tree(gold: Node, candidate: Node, judge: Judge) -> Verdict:
+    """True or False if the judge's knowledge settles it, else None."""
+    if gold == candidate:
+        return True
+    gold, candidate = _plain(gold), _plain(candidate)
+    if isinstance(gold, Words) or isinstance(candidate, Words):
+        return gold == candidate
+    if _is_based(gold) != _is_based(candidate):
+        return False
+    if isinstance(gold, Measured) or isinstance(candidate, Measured):
+        return _same_measured(gold, candidate, judge)
+    if _is_angle(gold) != _is_angle(candidate):
+        return _same_angle(gold, candidate, judge)
+    if is_expression(gold) and is_expression(candidate):
+        return judge.equal(gold, candidate)
+    if _has_name(gold, "ratio") or _has_name(candidate, "ratio"):
+        return _same_ratio(gold, candidate, judge)
+    matrices = _matrix(gold, candidate), _matrix(candidate, gold)
+    if matrices[0] is not None or matrices[1] is not None:
+        return _same_matrix(matrices[0], matrices[1], judge)
+    return _same_statement(gold, candidate, judge)
+
+
+def _same_statement(gold: Node, candidate: Node, judge: Judge) -> Verdict:
+    def same(a: Node, b: Node) -> Verdict:
+        return same_tree(a, b, judge)
+
+    if isinstance(gold, Relation):
+        gold = without_steps(gold, same)
+    if isinstance(candidate, Relation):
+        candidate = without_steps(candidate, same)
+    if (system := assignments(gold)) is not None:
+        return same_assignments(system, candidate, same)
+    if (system := assignments(candidate)) is not None:
+        return same_assignments(system, gold, same)
+    are_relations = isinstance(gold, Relation) and isinstance(candidate, Relation)
+    given, found = solutions(gold), solutions(candidate)
+    if given is not None and found is not None:
+        if given.values == (gold,) and found.values == (candidate,):
+            return judge.unknown
+        verdict = same_solutions(given, found, same)
+        if verdict is not False or not are_relations:
+            return verdict
+    if isinstance(gold, Relation) and isinstance(candidate, Relation):
+        as_sets = _same_sets(gold, candidate, judge)
+        if as_sets is True:
+            return True
+        return either([as_sets, same_relations(gold, candidate, judge, same)])
+    for named, other in ((gold, candidate), (candidate, gold)):
+        value = _named_value(named)
+        if value is not None and not isinstance(other, Relation):
+            return same(value, other) if named is gold else same(other, value)
+    return _same_brackets(gold, candidate, judge)
+
+
+def _same_brackets(gold: Node, candidate: Node, judge: Judge) -> Verdict:
+    if isinstance(gold, Group) and isinstance(candidate, Group):
+        if (gold.opening, gold.closing) == (candidate.opening, candidate.closing) != ("{", "}"):
+            return in_order(gold.items, candidate.items, lambda a, b: same_tree(a, b, judge))
+        if len(gold.items) != 2 or len(candidate.items) != 2:
+            return False
+    if is_expression(gold) and not _may_be_set(gold):
+        return False
+    if is_expression(candidate) and not _may_be_set(candidate):
+        return False
+    return _same_sets(gold, candidate, judge)
+
+
+def _same_sets(gold: Node, candidate: Node, judge: Judge) -> Verdict:
+    names = variable_of(gold), variable_of(candidate)
+    if all(names) and names[0] != names[1]:
+        return False
+    try:
+        return real_set(gold, judge.place) == real_set(candidate, judge.place)
+    except Unreadable:
+        pass
+    if isinstance(gold, Apply) and isinstance(candidate, Apply) and gold.name == candidate.name:
+        pairs = in_order(gold.args, candidate.args, lambda a, b: same_tree(a, b, judge))
+        return True if pairs else judge.unknown
+    if isinstance(gold, Joined) and isinstance(candidate, Joined) and gold.word == candidate.word:
+        pairs = in_order(gold.items, candidate.items, lambda a, b: same_tree(a, b, judge))
+        return True if pairs else judge.unknown
+    return judge.unknown
+
+
+def _may_be_set(node: Node) -> bool:
+    return node == Constant("R")
+
+
+def _named_value(node: Node) -> Node | None:
+    """The tuple, set or matrix that a name is given: A = (1, 2), x in S, (x, y) = (1, 2)."""
+    match node:
+        case Relation((Symbol(), value), ("=",)) if not variables(value):
+            return value
+        case Relation((Symbol(), value), ("in",)):
+            return value
+        case Relation((Group("(", ")", names), Group() as value), ("=",)) if all(
+            isinstance(name, Symbol) for name in names
+        ):
+            return value
+        case _:
+            return None
+
+
+def _plain(node: Node) -> Node:
+    match node:
+        case Measured(value, _, (("angle", 1),)):
+            return Apply("degree", (value,))
+        case Measured(value, _, (("radian", 1),)):
+            return value
+        case Measured(value, factor, ()):
+            return Apply("*", (value, Num(factor)))
+        case Apply("*", (Measured() as quantity, other)):
+            return Measured(
+                Apply("*", (quantity.value, other)), quantity.factor, quantity.dimension
+            )
+        case _:
+            return node
+
+
+def _is_based(node: Node) -> bool:
+    return any(isinstance(n, Based) for n in walk(node))
+
+
+def _same_measured(gold: Node, candidate: Node, judge: Judge) -> Verdict:
+    if isinstance(gold, Measured) and isinstance(candidate, Measured):
+        if gold.dimension != candidate.dimension:
+            return False
+        if gold.factor == candidate.factor:
+            return same_tree(gold.value, candidate.value, judge)
+        return same_tree(_scaled(gold), _scaled(candidate), judge)
+    bare, measured = (candidate, gold) if isinstance(gold, Measured) else (gold, candidate)
+    assert isinstance(measured, Measured)
+    if isinstance(bare, Relation):
+        named = _named_value(bare)
+        return (
+            False
+            if named is None
+            else _same_measured(gold, named, judge)
+            if (bare is candidate)
+            else _same_measured(named, candidate, judge)
+        )
+    if not is_expression(bare) or _is_angle(bare) or variables(bare):
+        return False
+    return same_tree(measured.value, bare, judge)
+
+
+def _scaled(node: Measured) -> Node:
+    return Apply("*", (node.value, Num(node.factor)))
+
+
+def _is_angle(node: Node) -> bool:
+    return isinstance(node, Apply) and node.name == "degree"
+
+
+def _same_angle(gold: Node, candidate: Node, judge: Judge) -> Verdict:
+    angle, other = (gold, candidate) if _is_angle(gold) else (candidate, gold)
+    assert isinstance(angle, Apply)
+    if isinstance(other, Relation):
+        value = _named_value(other)
+        return False if value is None else same_tree(angle, value, judge)
+    if not is_expression(other):
+        return False
+    return either([judge.equal(angle.args[0], other), judge.equal(angle, other)])
+
+
+def _has_name(node: Node, name: str) -> bool:
+    return isinstance(node, Apply) and node.name == name
+
+
+def _same_ratio(gold: Node, candidate: Node, judge: Judge) -> Verdict:
+    if not isinstance(gold, Apply) or not isinstance(candidate, Apply):
+        return False
+    if gold.name != candidate.name or len(gold.args) != len(candidate.args):
+        return False
+    plain = every(judge.equal(a, b) for a, b in zip(gold.args, candidate.args, strict=True))
+    if plain or (_may_be_time(gold) and _may_be_time(candidate)):
+        return plain
+    first_a, first_b = gold.args[0], candidate.args[0]
+    if exact(first_a) == 0 or exact(first_b) == 0:
+        return False
+    return every(
+        judge.equal(Apply("*", (a, first_b)), Apply("*", (b, first_a)))
+        for a, b in zip(gold.args[1:], candidate.args[1:], strict=True)
+    )
+
+
+def _may_be_time(node: Apply) -> bool:
+    values = [exact(arg) for arg in node.args]
+    return all(v is not None and v.denominator == 1 and 0 <= v < 60 for v in values) and all(
+        v is not None and v >= 10 for v in values[1:]
+    )
+
+
+def _matrix(node: Node, other: Node) -> Matrix | None:
+    """The matrix, with a factor multiplied in; nested brackets count if the other is a matrix."""
+    match node:
+        case Matrix():
+            return node
+        case Apply("neg", (inner,)) if found := _matrix(inner, other):
+            return _times(found, Num(Fraction(-1)))
+        case Apply("*", (factor, inner)) if is_expression(factor) and (
+            found := _matrix(inner, other)
+        ):
+            return _times(found, factor)
+        case Apply("*" | "/", (inner, factor)) if is_expression(factor) and (
+            found := _matrix(inner, other)
+        ):
+            factor = factor if node.name == "*" else Apply("/", (Num(Fraction(1)), factor))
+            return _times(found, factor)
+        case Apply("^", (Matrix(rows), Symbol("T"))):
+            return Matrix(tuple(zip(*rows, strict=True)))
+        case Group("[", "]", items) if isinstance(other, Matrix):
+            rows = tuple(item.items for item in items if isinstance(item, Group))
+            if len(rows) == len(items) and len({len(row) for row in rows}) == 1:
+                return Matrix(rows)
+            return None
+        case _:
+            return None
+
+
+def _times(matrix: Matrix, factor: Node) -> Matrix:
+    return Matrix(tuple(tuple(Apply("*", (factor, item)) for item in row) for row in matrix.rows))
+
+
+def _same_matrix(gold: Matrix | None, candidate: Matrix | None, judge: Judge) -> Verdict:
+    if gold is None or candidate is None or len(gold.rows) != len(candidate.rows):
+        return False
+    return every(
+        in_order(a, b, lambda x, y: same_tree(x, y, judge))
+        for a, b in zip(gold.rows, candidate.rows, strict=True)
+    )
