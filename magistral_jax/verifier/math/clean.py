@@ -88,7 +88,7 @@ _COMMAND = re.compile(r"\\([A-Za-z]+|.|\n)[ ]*", re.DOTALL)
 _LETTERS = re.compile(r'"[^"]*"|\\[A-Za-z]+|[A-Za-z]+')
 _MONEY = re.compile(
     r"(?:\\?\$|(?P<euro>€)|(?P<pound>£))\s*(?P<amount>[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)"
-    r'(?P<scale> ?"(?:thousand|million|billion|trillion)")?'
+    r'(?P<scale>\s*"(?:thousand|million|billion|trillion)")?'
 )
 _GROUPED = re.compile(
     r"(?<![0-9.,])([1-9][0-9]{0,2})((?:\s*(?:\{,\}|,?\s*\\!|\\,)\s*[0-9]{3})+)(?![0-9])"
@@ -105,6 +105,8 @@ def clean(text: str) -> str:
     text = text.replace(r"\\%", "%").replace(r"\%", "%")
     text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))", "°", text)
     text = _GROUPED.sub(lambda m: m[1] + re.sub(r"[^0-9]", "", m[2]), text)
+    text = re.sub(r"\{\s*\\(?:rm|bf|it|sf)\s+([^{}]*)\}", r"\\text{\1}", text)
+    text = re.sub(r"(?<=[0-9]) [xX] (?=10 ?\^)", "*", text)
     for _ in range(4):  # styles inside styles
         changed = _STYLE.sub(lambda m: _quoted(m[1]), text)
         if changed == text:
@@ -123,7 +125,8 @@ def clean(text: str) -> str:
     text = " ".join(text.split())
     text = re.sub(r"^(?:=|\\approx|\\implies|\\therefore|:)\s*", "", text)
     text = re.sub(r"(?<!\.)[.,;:]$", "", text).rstrip()
-    return _SPACED.sub(lambda m: m[1] + m[2].replace(" ", ""), text)
+    text = _SPACED.sub(lambda m: m[1] + m[2].replace(" ", ""), text)
+    return re.sub(r"^(-?)0+(?=[0-9]+$)", r"\1", text)
 
 
 def readings(cleaned: str) -> tuple[str, ...]:
@@ -178,6 +181,8 @@ def _without_frame(text: str) -> str:
         text = text.removesuffix(".") if re.search(r"[$)\]}]\.$", text) else text
         if match := re.fullmatch(r"\$\$?([^$]*[^$\\])\$\$?", text):
             text = match[1].strip()
+        elif re.fullmatch(r"\$(?:[^$\\]|\\[^$])+\$(?:[^$\\]*\$(?:[^$\\]|\\[^$])+\$)+", text):
+            text = text.replace("$", "")
         elif match := re.fullmatch(r"\\\((.*)\\\)|\\\[(.*)\\\]", text, re.DOTALL):
             inner = match[1] if match[1] is not None else match[2]
             text = inner.strip() if r"\)" not in inner and r"\]" not in inner else text
@@ -200,7 +205,7 @@ def _is_balanced(text: str) -> bool:
 
 
 def _quoted(content: str) -> str:
-    content = content.replace("$", "").replace("\\$", "$")
+    content = re.sub(r"(\\?)\$", lambda m: m[0] if m[1] else "", content)
     return " " + re.sub(r"(?<!\\)(?<![A-Za-z])[A-Za-z]+", lambda m: f'"{m[0]}"', content) + " "
 
 
@@ -217,11 +222,16 @@ def _command(match: re.Match[str]) -> str:
 
 def _letters(match: re.Match[str]) -> str:
     text = match[0]
+    # Seconds and minutes, but for sec(x) and min(1, 2).
+    is_unit = text.strip('"') in ("sec", "min") and not re.match(
+        r"\s*[({]", match.string[match.end() :][:3]
+    )
     if text[0] in '"\\':
         inner = text.strip('"')
         # \text{sin}, \operatorname{lcm}
-        return rf"\{inner.lower()} " if text[0] == '"' and inner.lower() in FUNCTIONS else text
-    if text in FUNCTIONS:
+        is_function = text[0] == '"' and inner.lower() in FUNCTIONS and not is_unit
+        return rf"\{inner.lower()} " if is_function else text
+    if text in FUNCTIONS and not is_unit:
         return rf"\{FUNCTIONS[text]} "
     if len(text) >= 4 or text.lower() in WORDS:
         return f'"{text}"'

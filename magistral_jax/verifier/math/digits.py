@@ -55,7 +55,7 @@ def _value(match: re.Match[str]) -> Fraction:
     decimal = match["decimal"]
     whole = decimal.partition(".")[0]
     if len(whole) > 1 and whole[0] == "0":
-        raise Unreadable("leading zeros")  # a code, a date, or the end of 1,000: no number
+        raise Unreadable("leading zeros")  # a date, or the end of 1,000: no number
     exponent = int(match["exponent"] or 0)
     if abs(exponent) > MAX_EXPONENT:
         raise Unreadable("exponent")
@@ -91,4 +91,4 @@ def _based(match: re.Match[str]) -> Node:
     if any(int(c, 36) >= base for c in whole + rest):
         raise Unreadable("a digit that the base has not")
     value = Fraction(int(whole + rest, base), base ** len(rest))
-    return Num(value) if base == 10 else Based(value, base)
+    return Based(value, base)

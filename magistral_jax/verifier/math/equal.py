@@ -5,7 +5,8 @@ wrong yes. Beyond the decisions in structure.py, statements.py and grammar.py:
 - a percentage is its value: 50\% = 0.5 = 1/2, and 50\% is not 50;
 - decimals are exact: 0.33 is not 1/3; 0.333... and 0.\overline{3} are;
 - 1,000 (no space) is a thousand outside brackets; 1, 000 and (1,000) are lists;
-- leading zeros are no number: 007 equals only 007;
+- leading zeros mean nothing in an answer that is one whole number (049 = 49, as contests write
+  it), and make anything else unreadable;
 - a hedge (4 or 5) is a list of two, and never equals one answer;
 - \log without a base may mean ten or e, so \log 100 equals neither 2 nor \ln 100;
 - sums, integrals, limits and derivatives are not evaluated.

@@ -14,7 +14,7 @@ class Num:
 
 @dataclass(frozen=True, slots=True)
 class Based:
-    """A number written in another base than ten: 1011_2. Only its like equals it."""
+    """A number whose base is written with it: 1011_2, 11_{10}."""
 
     value: Fraction
     base: int

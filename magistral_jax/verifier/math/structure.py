@@ -6,7 +6,7 @@ Decisions:
 - tuples keep order, brackets and length; (1,2) may be a pair or an interval, {1,2} has no order;
 - a matrix is no tuple, and its bars (a determinant) are no brackets;
 - ratios reduce (3:4 = 6:8) unless they may be clock times;
-- a number in another base than ten equals only its like.
+- a number in a base other than ten equals only what names its base, too: 1011_2 = 11_{10}.
 """
 
 from fractions import Fraction
@@ -49,7 +49,8 @@ def same_tree(gold: Node, candidate: Node, judge: Judge) -> Verdict:
     gold, candidate = _plain(gold), _plain(candidate)
     if isinstance(gold, Words) or isinstance(candidate, Words):
         return gold == candidate
-    if _is_based(gold) != _is_based(candidate):
+    bases = _bases(gold), _bases(candidate)
+    if any(bases) and not all(bases) and bases[0] | bases[1] != {10}:
         return False
     if isinstance(gold, Measured) or isinstance(candidate, Measured):
         return _same_measured(gold, candidate, judge)
@@ -162,8 +163,8 @@ def _plain(node: Node) -> Node:
             return node
 
 
-def _is_based(node: Node) -> bool:
-    return any(isinstance(n, Based) for n in walk(node))
+def _bases(node: Node) -> set[int]:
+    return {n.base for n in walk(node) if isinstance(n, Based)}
 
 
 def _same_measured(gold: Node, candidate: Node, judge: Judge) -> Verdict:

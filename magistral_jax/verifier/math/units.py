@@ -59,6 +59,7 @@ _TABLE: dict[str, dict[str, str]] = {
     "yuan": {"yuan": "1"},
     "square": {"square squares": "1"},
     "unit": {"unit units": "1"},
+    "acre": {"acre acres": "1"},
 }
 _METRIC = {
     "meter": ("length", "1", "m"),
@@ -77,17 +78,17 @@ _METRIC = {
     "hertz": ("frequency", "1", "Hz"),
 }
 _COUNTED_WORDS = (
-    "apple orange banana book pencil pen ball marble coin card student people person child "
-    "girl boy man woman men women children cat dog bird animal car bus bike box bag bottle "
-    "cookie cake candy egg flower tree ticket toy game page word letter number digit way "
-    "point solution pair side edge vertex vertices face triangle circle integer root value "
-    "step time turn trip question problem team player worker employee friend group row column "
-    "table chair room house slice piece pizza sheep cow horse chicken duck fish bee stamp "
-    "sticker shirt shoe hat arrangement combination permutation outcome subset element "
+    "multiple meal triangle apple orange banana book pencil pen ball marble coin card student "
+    "people person child girl boy man woman men women children cat dog bird animal car bus "
+    "bike box bag bottle cookie cake candy egg flower tree ticket toy game page word letter "
+    "number digit way point solution pair side edge vertex vertices face circle integer root "
+    "value step time turn trip question problem team player worker employee friend group row "
+    "column table chair room house slice piece pizza sheep cow horse chicken duck fish bee "
+    "stamp sticker shirt shoe hat arrangement combination permutation outcome subset element "
     "function path route term factor divisor prime nickel dime penny pennies quarter packet "
     "pack packages seat vote mark goal kid adult passenger bead block brick tile cube stone "
     "rock rose penguin member donut muffin sandwich glass plate item order class sequence "
-    "order pairs tournament match round"
+    "pairs tournament match round"
 )
 _COUNTED = _COUNTED_WORDS.split()
 _WORD = r'"([A-Za-z]+)"'
@@ -95,6 +96,10 @@ _FACTOR = re.compile(
     rf'\s*(?:"(?P<power>square|sq|cubic|cu)"\.? )?\s*{_WORD}\.?'
     rf'(?:\s*\^\s*\{{?(?P<exponent>-?[123])\}}?|\s*"(?P<after>squared|cubed)")?',
     re.IGNORECASE,
+)
+# Behind a unit and a stroke even a plain letter is one: km/h.
+_BARE_FACTOR = re.compile(
+    r"\s*(?P<power>)([a-z]{1,2})(?:\^\{?(?P<exponent>[23])\}?)?(?P<after>)(?![a-z])"
 )
 _BETWEEN = re.compile(r'\s*(?P<per>/|"per"|"an"|"a")|\s*\*', re.IGNORECASE)
 _FRACTION = re.compile(rf"\s*\\frac\s*\{{\s*{_WORD}\s*\}}\s*\{{\s*{_WORD}(?:\^\{{?2\}}?)?\s*\}}")
@@ -113,7 +118,7 @@ def read(text: str, at: int) -> tuple[Fraction, Dimension, int] | None:
         factor = over[0] / under[0] ** power
         return factor, _merged([(over[1], 1), (under[1], -power)]), match.end()
     factor, kinds, sign, end = Fraction(1), [], 1, at
-    while match := _FACTOR.match(text, end):
+    while match := (_FACTOR.match(text, end) or (sign < 0 and _BARE_FACTOR.match(text, end))):
         word = match[2]
         if word.lower() in _SPEEDS and not kinds:
             (a, kind_a), (b, kind_b) = (_known(name) for name in _SPEEDS[word.lower()])
@@ -129,7 +134,10 @@ def read(text: str, at: int) -> tuple[Fraction, Dimension, int] | None:
         kinds.append((unit[1], power))
         end = match.end()
         between = _BETWEEN.match(text, end)
-        if between is None or _FACTOR.match(text, between.end()) is None:
+        if between is None or not (
+            _FACTOR.match(text, between.end())
+            or (between["per"] and _BARE_FACTOR.match(text, between.end()))
+        ):
             break
         sign = -1 if between["per"] else sign
         end = between.end()
