@@ -81,6 +81,8 @@ class Run:
 
     def handle(self, fd: int) -> None:
         """Move what can be moved through a descriptor."""
+        if self.is_over:
+            return  # an event before this one, of the same wait, ended it
         if fd == self._stdin:
             self._feed()
         elif fd in self._texts and not self._drain(fd):

@@ -34,8 +34,10 @@ swapoff 168 225, acct 163 89, quotactl 179 60, quotactl_fd 443 443, syslog 103 1
 lookup_dcookie 212 18, fanotify_init 300 262, nfsservctl 180 42, shmget 29 194, semget 64 190,
 msgget 68 186, mq_open 240 180, iopl 172 -, ioperm 173 -, modify_ldt 154 -, uselib 134 -,
 ustat 136 -, sysfs 139 -, _sysctl 156 -, set_mempolicy 238 237, mbind 237 235,
-migrate_pages 256 238, move_pages 279 239, settimeofday 164 170, clock_settime 227 112, clock_adjtime 305 266,
-adjtimex 159 171, sethostname 170 161, setdomainname 171 162, vhangup 153 58, ioprio_set 251 30
+migrate_pages 256 238, move_pages 279 239, settimeofday 164 170, clock_settime 227 112,
+clock_adjtime 305 266, adjtimex 159 171, sethostname 170 161, setdomainname 171 162,
+vhangup 153 58, ioprio_set 251 30,
+inotify_init 253 -, inotify_init1 294 26
 """
 # A program with its caller's uid (layer "landlock") could change the modes of that user's files,
 # which Landlock does not watch. chmod seems to work, as linkers insist on it; the rest is refused.
@@ -45,8 +47,7 @@ futimesat 261 -, utimensat 280 88
 """
 _REFUSED_TO_ITS_OWNER = """
 chown 92 -, fchown 93 55, lchown 94 -, fchownat 260 54, setxattr 188 5, lsetxattr 189 6,
-fsetxattr 190 7, removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16, inotify_init 253 -,
-inotify_init1 294 26
+fsetxattr 190 7, removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16
 """
 _TRUNCATE = "truncate 76 45"
 _ALLOCATE = "fallocate 285 47"
