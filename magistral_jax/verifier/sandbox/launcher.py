@@ -21,6 +21,8 @@ from magistral_jax.verifier.sandbox.watch import has_children_files
 TICK_S = 0.02
 _OVERSEERS = 3
 """Processes of ours that count as the program's: its supervisor and who starts it."""
+_MORE_TASKS = 256
+"""What the rest of the machine may start during a run, where its tasks count as well."""
 _FIRST_OF_OTHERS = 1024
 """A descriptor beyond all that the launcher ever has open."""
 
@@ -147,7 +149,8 @@ class Launcher:
         version = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
         if self.layer == "uid" or (self.layer == "namespaces" and version >= (5, 14)):
             return tasks + _OVERSEERS
-        return tasks + 1024 + sum(name.isdigit() for name in os.listdir("/proc"))
+        with open("/proc/loadavg") as file:  # its fourth field: running tasks / all tasks
+            return tasks + _MORE_TASKS + int(file.read().split()[3].split("/")[1])
 
 
 def _close_others(plan: Plan) -> None:

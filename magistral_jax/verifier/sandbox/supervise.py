@@ -24,7 +24,10 @@ OPEN_FILES = 128
 ADDRESS_SPACE = 32 * 1024**3
 """Far more than any program needs; it bounds the page tables that one can make."""
 _SLACK = 1024**3
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
+# Not /usr/local and the like, where the machine's owner installs things.
+_USR = ("bin", "sbin", "lib", "lib32", "lib64", "libexec", "include", "share")
+_SYSTEM = (*(f"/usr/{name}" for name in _USR), *(f"/{name}" for name in _USR[:5]))
+_SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/alternatives")
 _EXEC_FAILED = 127
 
 
@@ -292,7 +295,7 @@ def _fence_files(plan: Plan) -> None:
             landlock.restrict(read=["/"], write=["/work", "/tmp", "/dev/shm"], devices=devices)
         return
     landlock.restrict(
-        read=[*_SYSTEM, *plan.read],
+        read=[*_SYSTEM, *_SYSTEM_FILES, *plan.read],
         write=[f"{plan.folder}/work", f"{plan.folder}/tmp"],
         devices=devices,
     )

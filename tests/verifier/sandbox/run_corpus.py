@@ -23,10 +23,11 @@ from corpus import PLAIN, Case
 from magistral_jax.verifier.sandbox import seccomp
 from magistral_jax.verifier.sandbox.client import Sandbox
 from magistral_jax.verifier.sandbox.job import COMPILED_STACK, Job, Limits, Ran
-from magistral_jax.verifier.sandbox.layers import FIRST_UID
 
 CASES = [*PLAIN, *ALL_ATTACKS, *COMPILED, *COMPILED_X86, *COMPILING]
 CPU_S = 1.0
+LOAD_S = 0.5
+"""What other work on the machine may add to a time-out; test_sandbox.py is stricter."""
 COMPILE = Limits(cpu_s=4.0, memory_bytes=1_000_000_000, file_bytes=32_000_000)
 SECRET = b"NOBODY-MAY-READ-THIS"
 SHARED = ("/tmp", "/var/tmp", "/dev/shm")
@@ -52,8 +53,9 @@ class Outside:
         self._abstract.listen()
         self._victim = subprocess.Popen(["sleep", "1000"])
         self._mask = os.sched_getaffinity(self._victim.pid)
+        self._uids: set[int] = set()
         self._before: set[int] = set()
-        self._entries = self._left_files()
+        self._entries: set[str] = set()
 
     def fill(self, text: str) -> str:
         places = {"@SECRET@": self.secret, "@PORT@": self.port, "@VICTIM@": self._victim.pid}
@@ -61,9 +63,12 @@ class Outside:
             text = text.replace(place, str(value))
         return text
 
-    def start(self) -> None:
-        """From here on nothing may be added."""
+    def start(self, sandbox: Sandbox) -> None:
+        """From here on nothing may be added by the users that the sandbox's programs have."""
+        slot = sandbox._slot
+        self._uids = {os.geteuid()} if slot is None else {slot.uid, slot.uid + 1}
         self._before = self._pids()
+        self._entries = self._left_files()
 
     def faults(self) -> list[str]:
         """What has been touched or left since the start."""
@@ -95,12 +100,10 @@ class Outside:
         self._home.rmdir()
 
     def _pids(self) -> set[int]:
-        """Processes of the programs' users."""
-        wanted = {os.geteuid()} if os.geteuid() else set(range(FIRST_UID, FIRST_UID + 400))
         found = set()
         for entry in os.scandir("/proc"):
             try:
-                if entry.name.isdigit() and entry.stat().st_uid in wanted:
+                if entry.name.isdigit() and entry.stat().st_uid in self._uids:
                     stat = Path(entry.path, "stat").read_text()
                     # A launcher may have been replaced: it is this process's own child.
                     if int(stat.rpartition(")")[2].split()[1]) != os.getpid():
@@ -110,12 +113,11 @@ class Outside:
         return found
 
     def _left_files(self) -> set[str]:
-        wanted = {os.geteuid()} if os.geteuid() else set(range(FIRST_UID, FIRST_UID + 400))
         found = set()
         for folder in SHARED:
             for entry in os.scandir(folder):
                 try:
-                    if entry.stat(follow_symlinks=False).st_uid in wanted:
+                    if entry.stat(follow_symlinks=False).st_uid in self._uids:
                         found.add(entry.path)
                 except FileNotFoundError:
                     continue
@@ -169,8 +171,7 @@ def judge(case: Case, sandbox: Sandbox, outside: Outside) -> dict:
         faults.append("the secret got out")
     if ran.files:
         faults.append(f"kept {list(ran.files)}")
-    if ran.ended == "timeout" and ran.wall_s > 1.5 * CPU_S and not in_compiler:
-        # Only where the machine was idle enough to blame the sandbox.
+    if ran.ended == "timeout" and ran.wall_s > 1.5 * CPU_S + LOAD_S and not in_compiler:
         faults.append(f"slow: told after {ran.wall_s:.2f} s")
     about = {"name": case.name, "how": how, "code": ran.code, "seconds": round(seconds, 3)}
     about |= {
@@ -191,7 +192,7 @@ def main() -> None:
     try:
         with Sandbox(layer) as sandbox:
             print(json.dumps({"found": str(sandbox.found()), "layer": sandbox.layer}), flush=True)
-            outside.start()
+            outside.start(sandbox)
             for case in chosen:
                 if case.language == "cpp" and sandbox.cxx is None:
                     continue
