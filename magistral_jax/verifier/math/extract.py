@@ -3,7 +3,8 @@ r"""The final answer of a whole output: where it is said, in order of preference
 1. the last closed `\boxed{...}` behind the last `</think>` (or of the whole text without one);
 2. what follows "#### ", "the (final) answer is", "Answer:", the last one said;
 3. the last displayed formula, then the last inline one, then the last bold text;
-4. a text that is one short line; 5. the last number.
+4. a last line that is short and stands by itself; 5. what a last line says after its last equals
+sign; 6. the last number or fraction.
 """
 
 import re
@@ -14,16 +15,27 @@ from magistral_jax.verifier.math.caps import MAX_CHARS
 _TAIL = 20_000
 """Characters at the end in which an answer without a box is sought."""
 _SAID = re.compile(
-    r"####[ ]*(?P<hashes>[^\n]+)"
-    r"|(?:\bfinal\s+answer|\banswer|\bresult)\b[^\S\n]*\**[^\S\n]*"
-    r"(?:(?:to[^.\n=:]{0,80}?|of[^.\n=:]{0,80}?|here|therefore)[^\S\n]*)?"
-    r"(?:is|:|=|equals|are|would[ ]be|must[ ]be)[^\S\n]*\**[^\S\n]*:?(?P<said>[^\n]*(?:\n[^\n]+)?)",
+    r"####[ ]*"
+    r"|\b(?:final[ ]answer|answer|result|réponse|respuesta|risposta|resposta|Antwort|ответ)\b"
+    r"\**[ ]*"
+    r"(?:(?:to|of|for)\b[^.\n=:]{0,80}?[ ]|here[ ]|therefore[ ])?"
+    r"(?:(?:est|es|è|é|ist|is|equals|are|would[ ]be|must[ ]be)\b(?:[ ]*:)?|:|=)"
+    r"|答案(?:是|为|\uff1a|:)+",
     re.IGNORECASE,
 )
-_DISPLAYED = re.compile(r"\\\[(.+?)\\\]|\$\$(.+?)\$\$", re.DOTALL)
-_INLINE = re.compile(r"\\\((.+?)\\\)|(?<![\\$])\$(?![\d,.]+[ ,.](?![^$\n]*\$))([^$\n]+?)(?<!\\)\$")
+_DISPLAYED = re.compile(r"\\\[(.{1,2000}?)\\\]|\$\$(.{1,2000}?)\$\$", re.DOTALL)
+# Blanks on both sides of the formula or on neither, and no digit behind it: else it is money.
+_INLINE = re.compile(
+    r"\\\((.{1,2000}?)\\\)|(?<![\\$])\$(?:[ ]([^$\n]+?)[ ]|([^\s$](?:[^$\n]*?[^\s$\\])?))\$(?!\d)"
+)
 _BOLD = re.compile(r"\*\*([^*\n]+?)\*\*")
-_NUMBER = re.compile(r"(?<![\w.])-?\\?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?(?:\s?\\?%)?")
+_END = re.compile(
+    r"\.(?:\s|$)|;\s|,\s(?:which|because|since|so|as)\s|\s(?:because|since|as)\s", re.IGNORECASE
+)
+_NUMBER = re.compile(
+    r"-?\\[dt]?frac\{[^{}]{1,40}\}\{[^{}]{1,40}\}|"
+    r"(?<![\w.])-?\\?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?(?:\s?\\?%)?"
+)
 
 
 def final_answer(text: str) -> str | None:
@@ -34,7 +46,7 @@ def final_answer(text: str) -> str | None:
     if boxed is not None and boxed.strip():
         return boxed
     part = part[-_TAIL:].strip()
-    for find in (_said, _displayed, _inline, _bold, _line, _number):
+    for find in (_said, _displayed, _inline, _bold, _line, _equated, _number):
         answer = find(part)
         if answer:
             return answer
@@ -44,61 +56,65 @@ def final_answer(text: str) -> str | None:
 def _said(text: str) -> str | None:
     found = None
     for match in _SAID.finditer(text):
-        phrase = match["hashes"] or match["said"] or ""
-        answer = _trimmed(phrase)
+        answer = _trimmed(text[match.end() : match.end() + MAX_CHARS])
         if answer:
             found = answer
     return found
 
 
-def _trimmed(phrase: str) -> str:
+def _trimmed(rest: str) -> str:
     """The answer at the start of what follows "the answer is"."""
-    phrase = phrase.strip()
-    for pattern in (_DISPLAYED, _INLINE, _BOLD):
-        match = pattern.match(phrase)
-        if match:
-            return next(group for group in match.groups() if group is not None).strip()
-    phrase = phrase.split("\n")[0].strip().strip("*").strip()
-    # A sentence ends at a point that no digit follows.
-    phrase = re.split(
-        r"\.(?:\s|$)|;\s|,\s(?:which|because|since|so|as)\s|\s(?:because|since)\s", phrase
-    )[0]
-    inline = list(_INLINE.finditer(phrase))
-    if len(inline) == 1 and not re.search(r"\d", phrase.replace(inline[0][0], "")):
-        outside = phrase.replace(inline[0][0], " ")
-        if len(outside.split()) <= 3:
-            return phrase.replace("$", "") if outside.split() else (inline[0][1] or inline[0][2])
-    return phrase.strip().strip(".").strip()
+    rest = rest.strip()
+    if re.match(r"\*\*\s", rest):  # the end of **Answer:**
+        rest = rest[2:].strip()
+    for pattern in (_DISPLAYED, _BOLD):
+        if match := pattern.match(rest):
+            return _inner(match)
+    phrase = rest.partition("\n")[0]
+    # A sentence ends at a point that no digit follows; a reason is no part of the answer.
+    phrase = _END.split(phrase)[0].strip().strip("*").strip()
+    formulas = list(_INLINE.finditer(phrase))
+    outside = _INLINE.sub(" ", phrase).split()
+    if len(formulas) == 1 and (formulas[0].start() == 0 or len(outside) <= 3):
+        return _inner(formulas[0])
+    return phrase
+
+
+def _inner(match: re.Match[str]) -> str:
+    return next(group for group in match.groups() if group is not None).strip()
 
 
 def _displayed(text: str) -> str | None:
-    return _last(_DISPLAYED, text, is_equation_cut=True)
+    return _last(_DISPLAYED, text)
 
 
 def _inline(text: str) -> str | None:
-    return _last(_INLINE, text, is_equation_cut=True)
+    return _last(_INLINE, text)
 
 
 def _bold(text: str) -> str | None:
-    return _last(_BOLD, text, is_equation_cut=False)
+    return _last(_BOLD, text)
 
 
-def _last(pattern: re.Pattern[str], text: str, *, is_equation_cut: bool) -> str | None:
-    found = None
-    for match in pattern.finditer(text):
-        inner = next(group for group in match.groups() if group is not None).strip()
-        if inner and len(inner) <= MAX_CHARS:
-            found = inner
-    return found.strip().strip(".,").strip() if found else None
+def _last(pattern: re.Pattern[str], text: str) -> str | None:
+    found = [inner for match in pattern.finditer(text) if (inner := _inner(match))]
+    return found[-1].strip(".,").strip() if found else None
 
 
 def _line(text: str) -> str | None:
+    """The last line, if it is all there is or stands by itself, and reads like an answer."""
     lines = [line.strip() for line in text.split("\n") if line.strip()]
-    if len(lines) == 1 and len(lines[0]) <= 60 and len(lines[0].split()) <= 4:
-        return lines[0].strip("*").strip()
-    if lines and len(lines[-1]) <= 40 and len(lines[-1].split()) <= 2:
-        return lines[-1].strip("*").strip()
-    return None
+    if not lines:
+        return None
+    words = lines[-1].split()
+    is_formula = not re.search(r"(?<![\\A-Za-z])[A-Za-z]{2,}", lines[-1])
+    most_words = 12 if is_formula and len(lines) == 1 else 2
+    return lines[-1].strip("*").strip() if len(words) <= most_words else None
+
+
+def _equated(text: str) -> str | None:
+    match = re.search(r"=([^=\n]{1,80})\.?\Z", text)
+    return match[1].strip().rstrip(".").strip() if match and len(match[1].split()) <= 3 else None
 
 
 def _number(text: str) -> str | None:

@@ -151,6 +151,8 @@ def _plain(node: Node) -> Node:
     match node:
         case Measured(value, _, (("angle", 1),)):
             return Apply("degree", (value,))
+        case Apply(("neg" | "+" | "*"), _) if (inner := _in_degrees(node)) is not None:
+            return Apply("degree", (inner,))
         case Measured(value, _, (("radian", 1),)):
             return value
         case Measured(value, factor, ()):
@@ -161,6 +163,20 @@ def _plain(node: Node) -> Node:
             )
         case _:
             return node
+
+
+def _in_degrees(node: Node) -> Node | None:
+    """How many degrees -1°, 90° + 30° or 2 * 45° are; None for what is no such angle."""
+    match node:
+        case Apply("degree", (inner,)):
+            return inner
+        case Apply(("neg" | "+"), args):
+            parts = [inner for arg in args if (inner := _in_degrees(arg)) is not None]
+            return Apply(node.name, tuple(parts)) if len(parts) == len(args) else None
+        case Apply("*", (factor, angle)) if (inner := _in_degrees(angle)) is not None:
+            return Apply("*", (factor, inner))
+        case _:
+            return None
 
 
 def _bases(node: Node) -> set[int]:

@@ -362,6 +362,8 @@ def trigonometry(r: random.Random) -> Iterator[tuple[str, str, bool]]:
     yield r"\sin 2x", r"2\sin x\cos x", True
     yield rf"\sin^{k} x", rf"\sin x^{k}", False
     yield rf"{180 // k}^\circ", rf"{180 // k + 1}^\circ", False
+    yield rf"{k}\cos 2x", rf"{k}-{2 * k}\sin^2 x", True
+    yield rf"{k}\cos 2x", rf"{k}-{2 * k}\sin x^2", False
     yield r"\tan x", r"\frac{\sin x}{\cos x}", True
 
 
