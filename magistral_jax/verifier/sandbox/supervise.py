@@ -210,8 +210,7 @@ def _become_program(plan: Plan, work: int, starting: int) -> None:
             os.setresuid(plan.uid, plan.uid, plan.uid)
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
         _fence_files(plan)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
+        _forget_signals()
         shares_uid = plan.layer == "landlock"
         seccomp.install(
             seccomp.sandbox_filter(
@@ -230,6 +229,13 @@ def _become_program(plan: Plan, work: int, starting: int) -> None:
     except (OSError, ValueError) as failure:
         os.write(2, f"{argv[0]}: {failure}\n".encode("utf-8", "replace"))
     os._exit(_EXEC_FAILED)
+
+
+def _forget_signals() -> None:
+    """What a judge ignores or blocks would be ignored and blocked in its programs, too."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _environment(plan: Plan) -> dict[str, str]:

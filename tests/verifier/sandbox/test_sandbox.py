@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -186,6 +187,24 @@ def test_a_lost_launcher_costs_one_run(sandbox):
     killer.join()
     assert ran.ended == "lost" and b"ended" in ran.stderr
     assert python(sandbox, "print(4)").stdout == b"4\n"
+
+
+def test_what_the_client_ignores_and_its_soft_limits_are_not_passed_on(sandbox):
+    source = (
+        "import os, resource, signal\nprint(resource.getrlimit(resource.RLIMIT_STACK)[0], flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGHUP)"
+    )
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    resource.setrlimit(resource.RLIMIT_STACK, (1_000_000, hard))
+    try:
+        with Sandbox(sandbox.layer) as other:
+            ran = python(other, source)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
+    assert (ran.ended, ran.code) == ("signal", signal.SIGHUP)
+    assert int(ran.stdout) == Limits().stack_bytes
 
 
 _CLIENT = """
