@@ -20,10 +20,12 @@ from magistral_jax.verifier.math.nodes import (
     Num,
     Symbol,
     Words,
+    variables,
+    walk,
 )
 
 _FUNCTION_NAMES = (
-    "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth log ln lg exp"
+    "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth log ln lg exp cis"
 )
 FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 _CALLS = frozenset(["max", "min", "gcd", "lcm", "abs", "floor", "ceil", "cbrt"])
@@ -236,6 +238,8 @@ class Atoms(ABC):
             return self.named(name)
         if name in _ACCENTS:
             inner = self.argument()
+            if name == "overline" and not variables(inner) and Constant("i") in walk(inner):
+                return Apply("conjugate", (inner,))
             if not isinstance(inner, Symbol | Constant):
                 raise Unreadable("an accent over more than a name")
             return Symbol(f"{name}({inner.name})")
@@ -258,6 +262,12 @@ class Atoms(ABC):
                 return Apply(name[1:], (inner,))
             case "begin":
                 return self.matrix()
+            case "det":
+                return determinant(self.atom())
+            case "angle":
+                inner = self.atom()
+                if isinstance(inner, Symbol):
+                    return Symbol(f"angle {inner.name}")
         raise Unreadable(f"the command {name}")
 
     def number_set(self) -> Node:
@@ -303,6 +313,8 @@ class Atoms(ABC):
             if name not in ("sin", "cos", "tan", "cot"):
                 raise Unreadable("the inverse of a function")
             return Apply("arc" + name, (inner,))
+        if name == "cis":
+            return Apply("^", (Constant("e"), Apply("*", (Constant("i"), inner))))
         node = Apply(name, (inner,) if base is None else (inner, base))
         return node if exponent is None else Apply("^", (node, exponent))
 
@@ -350,7 +362,7 @@ class Atoms(ABC):
         if len({len(row) for row in rows}) != 1:
             raise Unreadable("rows of different length")
         matrix = Matrix(tuple(rows))
-        return Apply("det", (matrix,)) if name == "vmatrix" else matrix
+        return determinant(matrix) if name == "vmatrix" else matrix
 
     def _environment(self) -> str:
         match = re.compile(r'\s*\{"?([a-zA-Z|]+)"?\}').match(self.text, self.at)
@@ -382,3 +394,17 @@ class Atoms(ABC):
 _FACTOR_COMMANDS = frozenset(
     ("frac", "sqrt", "binom", "pi", "emptyset", "lfloor", "lceil", "begin", "mathbb", *_ACCENTS)
 )
+
+
+def determinant(node: Node) -> Node:
+    """The sum of products of a square matrix of at most three rows. Raises Unreadable else."""
+    if not isinstance(node, Matrix) or not 1 <= len(node.rows) == len(node.rows[0]) <= 3:
+        raise Unreadable("no small square matrix")
+    if len(node.rows) == 1:
+        return node.rows[0][0]
+    terms: list[Node] = []
+    for column, item in enumerate(node.rows[0]):
+        minor = Matrix(tuple(row[:column] + row[column + 1 :] for row in node.rows[1:]))
+        term = Apply("*", (item, determinant(minor)))
+        terms.append(Apply("neg", (term,)) if column % 2 else term)
+    return Apply("+", tuple(terms))

@@ -82,7 +82,16 @@ _COMMANDS = (
 )
 _STYLE = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal|sc|up)?|mbox|hbox|mathrm|textrm|mathbf|mathit|mathsf|mathtt"
-    r"|mathcal|boldsymbol|operatorname\*?|bf|rm)\s*\{([^{}]*)\}"
+    r"|mathcal|boldsymbol|operatorname\*?|bf|rm)\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
+)
+_DECORATION = re.compile(
+    r"\\(?:color|hspace\*?|vspace\*?|textcolor|phantom|hphantom)\s*\{[^{}]*\}|\\(?:underline|large|Large"
+    r"|small|normalsize|mathbf|mathit|mathrm|mathsf|mathcal|thinspace|noindent)(?![A-Za-z{])"
+    r"|\\underline(?=\{)"
+)
+_FRENCH = re.compile(
+    r"(^|[ =]|\\(?:cup|cap|in) ?)"
+    r"(?:\]([^\[\]()]*[,;][^\[\]()]*)([\[\]])|\[([^\[\]()]*[,;][^\[\]()]*)\[)"
 )
 _COMMAND = re.compile(r"\\([A-Za-z]+|.|\n)[ ]*", re.DOTALL)
 _LETTERS = re.compile(r'"[^"]*"|\\[A-Za-z]+|[A-Za-z]+')
@@ -101,10 +110,17 @@ def clean(text: str) -> str:
     r"""The text in one spelling: `\dfrac12`, `1/2` stay apart, but each is spelled one way."""
     if not text.isascii():
         text = _plain_characters(text)
-    text = _without_frame(text.strip())
+    text = text.strip()
+    text = text[:-1] if re.search(r"(?<!\\)\\$", text) else text  # half of a forced blank
+    text = _without_frame(text)
     text = text.replace(r"\\%", "%").replace(r"\%", "%")
     text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))", "°", text)
     text = _GROUPED.sub(lambda m: m[1] + re.sub(r"[^0-9]", "", m[2]), text)
+    text = re.sub(r"\\(?:thinspace|,)(?![A-Za-z])", r"\\,", text)
+    text = _DECORATION.sub("", text)
+    text = re.sub(r"\\mathbb ?([A-Z])", r"\\mathbb{\1}", text)
+    text = re.sub(r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}", text)
+    text = re.sub(r"(^|\{)([^{}]*)\\over(?![A-Za-z])([^{}]*)(\}|$)", _over, text)
     text = re.sub(r"\{\s*\\(?:rm|bf|it|sf)\s+([^{}]*)\}", r"\\text{\1}", text)
     text = re.sub(r"(?<=[0-9]) [xX] (?=10 ?\^)", "*", text)
     for _ in range(4):  # styles inside styles
@@ -125,6 +141,8 @@ def clean(text: str) -> str:
     text = " ".join(text.split())
     text = re.sub(r"^(?:=|\\approx|\\implies|\\therefore|:)\s*", "", text)
     text = re.sub(r"(?<!\.)[.,;:]$", "", text).rstrip()
+    text = text.replace('"empty" "set"', r"\emptyset ")
+    text = _FRENCH.sub(_french, text)
     text = _SPACED.sub(lambda m: m[1] + m[2].replace(" ", ""), text)
     return re.sub(r"^(-?)0+(?=[0-9]+$)", r"\1", text)
 
@@ -242,6 +260,19 @@ def _money(match: re.Match[str]) -> str:
     unit = "euros" if match["euro"] else "pounds sterling" if match["pound"] else "dollars"
     words = " ".join(f'"{word}"' for word in unit.split())
     return f"{match['amount']}{match['scale'] or ''} {words}"
+
+
+def _over(match: re.Match[str]) -> str:
+    if bool(match[1]) != bool(match[4]):
+        return match[0]
+    return rf"\frac{{{match[2]}}}{{{match[3]}}}"
+
+
+def _french(match: re.Match[str]) -> str:
+    """]1, 2[ as (1, 2)."""
+    if match[2] is not None:
+        return f"{match[1]}({match[2]}{')' if match[3] == '[' else ']'}"
+    return f"{match[1]}[{match[4]})"
 
 
 def _joined(match: re.Match[str]) -> str:

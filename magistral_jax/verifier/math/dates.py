@@ -36,7 +36,7 @@ Moment = tuple[str, tuple[int | None, ...]]
 
 def moment(text: str) -> Moment | None:
     """The date, the day of the week, or the time that a cleaned text is; None if it is none."""
-    plain = " ".join(text.replace('"', " ").lower().split()).replace(" ,", ",")
+    plain = " ".join(text.replace('"', " ").lower().split()).replace(" ,", ",").replace(" .", ".")
     if plain.strip(".") in _DAY:
         return "weekday", (_DAY[plain.strip(".")],)
     return _date(plain) or _time(plain)

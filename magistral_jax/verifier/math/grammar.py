@@ -10,6 +10,7 @@ What is ambiguous is not read, so that it equals only its own text: `a/bc`, `\si
 """
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 
 from magistral_jax.verifier.math import digits, units
@@ -181,8 +182,10 @@ class Parser(Atoms):
         is_number, start = isinstance(node, Num), self.at
         starts_with_digit = self.peek_number()
         factor = self.power()
+        wrap, factor = _unwrapped(factor)
         if not is_number or not (starts_with_digit or _is_plain_fraction(factor)):
-            if starts_with_digit:
+            factor = wrap(factor)
+            if starts_with_digit and not _ends_in_factorial(node):
                 raise Unreadable("a number behind a factor")
             return Apply("*", (node, factor))
         assert isinstance(node, Num)
@@ -193,7 +196,7 @@ class Parser(Atoms):
         whole, part = node.value, digits_of(factor)
         if part is None or whole.denominator != 1 or whole == 0 or not 0 < part < 1:
             raise Unreadable(f"no mixed number at position {start}")
-        return Apply("+", (node, factor))
+        return wrap(Apply("+", (node, factor)))
 
     def unary(self) -> Node:
         if self.take("-"):
@@ -233,6 +236,22 @@ def _scaled(node: Measured) -> Node:
 
 def _is_plain_fraction(node: Node) -> bool:
     return digits_of(node) is not None and isinstance(node, Apply)
+
+
+def _ends_in_factorial(node: Node) -> bool:
+    last = node.args[-1] if isinstance(node, Apply) and node.name == "*" else node
+    return isinstance(last, Apply) and last.name == "factorial"
+
+
+def _unwrapped(node: Node) -> tuple[Callable[[Node], Node], Node]:
+    r"""What % or ° made of a fraction, and the fraction: in 33\frac13% they mean the whole."""
+    match node:
+        case Apply("/", (Apply() as inner, Num(hundred))) if hundred == 100:
+            return lambda whole: Apply("/", (whole, Num(Fraction(100)))), inner
+        case Apply("degree", (inner,)):
+            return lambda whole: Apply("degree", (whole,)), inner
+        case _:
+            return lambda whole: whole, node
 
 
 def digits_of(node: Node) -> Fraction | None:

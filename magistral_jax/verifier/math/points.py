@@ -158,6 +158,7 @@ _FUNCTIONS: dict[str, Callable[[Values], Complex]] = {
     "^": _power,
     "root": _root,
     "abs": lambda v: abs(v[0]),
+    "conjugate": lambda v: mpmath.conj(v[0]),
     "exp": _exp,
     "ln": lambda v: mpmath.log(v[0]),
     "lg": lambda v: mpmath.log(v[0]) / mpmath.log(10),

@@ -62,7 +62,7 @@ def real_set(node: Node, place: Place) -> RealSet:
             return real_set(a, place).intersection(real_set(b, place))
         case Apply("setminus", (a, b)):
             return real_set(a, place).intersection(real_set(b, place).complement())
-        case Apply("builder", (Symbol(), condition)):
+        case Apply("builder", (Symbol() | Relation((Symbol(), Constant("R")), ("in",)), condition)):
             return real_set(condition, place)
         case Joined(word, items):
             sets = [real_set(item, place) for item in items]
@@ -81,8 +81,6 @@ def real_set(node: Node, place: Place) -> RealSet:
 def variable_of(node: Node) -> str | None:
     """The name of the variable whose values a condition describes; None for a set by itself."""
     match node:
-        case Apply("builder", (Symbol(), _)):
-            return None
         case Relation() | Joined():
             return _variable(node)
         case _:

@@ -271,6 +271,8 @@ def _matrix(node: Node, other: Node) -> Matrix | None:
             return _times(found, factor)
         case Apply("^", (Matrix(rows), Symbol("T"))):
             return Matrix(tuple(zip(*rows, strict=True)))
+        case Group("[", "]", (Matrix() as inner,)):
+            return inner
         case Group("[", "]", items) if isinstance(other, Matrix):
             rows = tuple(item.items for item in items if isinstance(item, Group))
             if len(rows) == len(items) and len({len(row) for row in rows}) == 1:

@@ -101,7 +101,9 @@ _FACTOR = re.compile(
 _BARE_FACTOR = re.compile(
     r"\s*(?P<power>)([a-z]{1,2})(?:\^\{?(?P<exponent>[23])\}?)?(?P<after>)(?![a-z])"
 )
-_BETWEEN = re.compile(r'\s*(?P<per>/|"per"|"an"|"a")|\s*\*', re.IGNORECASE)
+_BETWEEN = re.compile(
+    r'\s*(?P<per>/|"per"|"an"|"a")|\s*\*|(?=\s*"[A-Za-z]+"\s*\^\s*\{-)', re.IGNORECASE
+)
 _FRACTION = re.compile(rf"\s*\\frac\s*\{{\s*{_WORD}\s*\}}\s*\{{\s*{_WORD}(?:\^\{{?2\}}?)?\s*\}}")
 _SPEEDS = {"mph": ("mile", "hour"), "kph": ("km", "hour"), "kmh": ("km", "hour")}
 

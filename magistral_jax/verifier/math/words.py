@@ -2,7 +2,7 @@
 
 _FUNCTION_NAMES = (
     "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth "
-    "log ln lg exp max min gcd lcm sqrt det pi"
+    "log ln lg exp cis max min gcd lcm sqrt det pi"
 )
 FUNCTIONS = {name: name for name in _FUNCTION_NAMES.split()} | {
     "asin": "arcsin",
