@@ -61,6 +61,7 @@ class Run:
         self._watch = Watch(proc, pid)
         self._usage = Usage(tasks=0, memory_bytes=0, cpu_s=0.0, waited_s=0.0)
         self._looks = 0
+        self._is_over_memory = False
         self._started = time.monotonic()
         self._wall_s = 0.0
         self._cpu_s = 0.0
@@ -105,10 +106,25 @@ class Run:
         is_crowded = usage.tasks > self._limits["tasks"]
         if usage.cpu_s > limit_s or is_late:
             self.end("timeout")
-        elif usage.memory_bytes > self._limits["memory_bytes"] or is_crowded:
+        elif is_crowded or self._is_greedy(usage):
             self.end("memory")
         elif self._folder and self._looks % _DISK_LOOKS == 0 and self._overfills_disk():
             self.end("output")
+
+    def _is_greedy(self, usage: Usage) -> bool:
+        """Whether the limit on memory is passed, now and at the look before.
+
+        Processes that share pages, as after a fork, are not taken for more than they hold; and a
+        child between fork and exec, which has all of its parent's, may be gone at the next look.
+        """
+        most = self._limits["memory_bytes"]
+        was_over, self._is_over_memory = self._is_over_memory, usage.memory_bytes > most
+        if not self._is_over_memory or usage.tasks == 1:
+            return self._is_over_memory
+        if not was_over and usage.memory_bytes < 2 * most:
+            return False
+        divided = self._watch.divided_memory()
+        return divided is None or divided > most
 
     def end(self, reason: str) -> None:
         """End the run if it has not ended; returns when nothing of it is alive."""

@@ -77,6 +77,11 @@ RIGHT = [
     ),
     right("memory-in-limit", "a = bytearray(200_000_000)\nprint(len(a))", "200000000\n"),
     right(
+        "shares-memory-with-children",
+        "import os, time\na = bytearray(180_000_000)\nfor _ in range(4):\n  if not os.fork():\n    time.sleep(0.3)\n    os._exit(a[5])\nfor _ in range(4): os.wait()\nprint(4)",
+        "4\n",
+    ),
+    right(
         "writes-a-file",
         "open('a.txt', 'w').write('7')\nprint(open('a.txt').read())",
         "7\n",

@@ -191,7 +191,8 @@ def test_a_lost_launcher_costs_one_run(sandbox):
 
 def test_what_the_client_ignores_and_its_soft_limits_are_not_passed_on(sandbox):
     source = (
-        "import os, resource, signal\nprint(resource.getrlimit(resource.RLIMIT_STACK)[0], flush=True)\n"
+        "import os, resource, signal\n"
+        "print(resource.getrlimit(resource.RLIMIT_STACK)[0], flush=True)\n"
         "os.kill(os.getpid(), signal.SIGHUP)"
     )
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
