@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
+from magistral_jax.types import Reason
 from magistral_jax.verifier.code.names import names_used, with_call
 from magistral_jax.verifier.code.stdio import Result, failure_of
 from magistral_jax.verifier.grade import shown
@@ -140,7 +141,8 @@ def _read(output: str, word: str) -> _Report:
         elif "passed" in said:
             report.done[number] = Result("pass")
         elif "failed" in said:
-            report.done[number] = Result("wrong", shown(said["failed"], 120))
+            reason: Reason = "memory" if said["failed"].startswith("MemoryError") else "wrong"
+            report.done[number] = Result(reason, shown(said["failed"], 120))
         else:
             report.began[number] = said["at"]
     return report

@@ -83,11 +83,11 @@ def _deepest(text: str) -> int:
 
 
 def _same_value(output: Any, expected: Any) -> bool:
-    if isinstance(expected, _Whole | float):
-        if not isinstance(output, _Whole | float):
-            return False
-        if isinstance(expected, _Whole):
-            return _same_whole(output, expected)
+    if isinstance(expected, _Whole) and isinstance(output, _Whole):
+        return _digits(output) == _digits(expected)
+    if isinstance(expected, _Whole) and isinstance(output, float):
+        return math.isfinite(output) and Decimal(output) == Decimal(expected)
+    if isinstance(expected, float) and isinstance(output, _Whole | float):
         return _is_close(float(output), expected)
     if type(output) is not type(expected):
         return False
@@ -98,12 +98,6 @@ def _same_value(output: Any, expected: Any) -> bool:
             _same_value(output[key], value) for key, value in expected.items()
         )
     return output == expected
-
-
-def _same_whole(output: "_Whole | float", expected: str) -> bool:
-    if isinstance(output, float):
-        return math.isfinite(output) and Decimal(output) == Decimal(expected)
-    return _digits(output) == _digits(expected)
 
 
 def _digits(text: str) -> str:

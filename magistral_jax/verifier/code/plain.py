@@ -1,14 +1,16 @@
 """Plain data between two processes that do not trust each other, and the frames it travels in.
 
-Data is None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset.
-What is sent of a subclass is what its base class holds, read by the base class's own methods; what
-is received is of exactly these types, so no method of the sender's comes along. Everything else
-travels as a handle: a number that stands for an object which stays where it is.
+Data is None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset,
+and the built-in types themselves. What is sent of a subclass is what its base class holds, read by
+the base class's own methods; what is received is of exactly these types, so no method of the
+sender's comes along. Everything else travels as a handle: a number that stands for an object which
+stays where it is.
 
 Stdlib only, and imports nothing of this package: it runs in the sandbox, beside serve.py and
 tester.py.
 """
 
+import builtins
 import json
 import os
 
@@ -82,6 +84,8 @@ def encode(value, handle, depth=0):
     if dict in kind:
         items = [part for pair in dict.items(value) for part in pair]
         return ["d", *(encode(item, handle, depth + 1) for item in items)]
+    if type in kind and getattr(builtins, value.__name__, None) is value:
+        return ["k", value.__name__]
     return ["h", handle(value)]
 
 
@@ -106,11 +110,20 @@ def decode(data, handle, depth=0):
             return bytes.fromhex(parts[0])
         if tag == "y":
             return bytearray.fromhex(parts[0])
+        if tag == "k":
+            return _builtin_type(parts[0])
         if tag == "h" and type(parts[0]) is int:
             return handle(parts[0])
         items = [decode(part, handle, depth + 1) for part in parts]
         if tag == "d":
             return dict(zip(items[::2], items[1::2], strict=True))
         return {"l": list, "t": tuple, "s": set, "z": frozenset}[tag](items)
-    except (ValueError, TypeError, KeyError, IndexError, OverflowError):
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, AttributeError):
         raise Refused("not plain data") from None
+
+
+def _builtin_type(name):
+    kind = getattr(builtins, name)
+    if type(kind) is not type:
+        raise TypeError
+    return kind

@@ -33,7 +33,7 @@ class Program:
         self.calls = 0
         self.is_gone = False
         self._asked = 0
-        if (said := self._receive())[0] != "loaded":
+        if (said := self._receive(1))[0] != "loaded":
             raise ProgramGone(f"the program does not load: {said[1:]}")
 
     def ask(self, operation, *given):
@@ -46,7 +46,7 @@ class Program:
             raise ValueError(f"what the program is given is {refusal}") from None
         except OSError:
             self._give_up("the program has ended")
-        number, kind, *rest = self._receive(3)
+        number, kind, *rest = self._receive(2)
         if number != self._asked:
             self._give_up("the program answers another question")
         if kind == "value" and len(rest) == 2:
@@ -66,15 +66,16 @@ class Program:
             self._give_up("the program answers nonsense")
         return value
 
-    def _receive(self, least=1):
+    def _receive(self, least):
+        """What came, as a list of at least so many parts."""
         if self.is_gone:
             raise ProgramGone
         try:
             message = self.link.receive()
         except (EOFError, OSError, plain.Refused) as failure:
             self._give_up(f"the program has ended ({type(failure).__name__})")
-        if not isinstance(message, list) or len(message) < least:
-            message = [None] * 3
+        if not isinstance(message, list):
+            self._give_up("the program answers nonsense")
         return [*message, *[None] * (least - len(message))]
 
     def _give_up(self, why):
