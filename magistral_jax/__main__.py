@@ -1,10 +1,12 @@
-"""The command line: `magistral-jax train CONFIG.toml`, `sample`, `eval`, `export`, `bench`.
+"""The command line: `magistral-jax train CONFIG.toml`, `sample`, `eval`, `export`, `verify`,
+`bench`.
 
 Exit codes: 0 done, 1 failed, 2 user's mistake, 70 stalled, 75 stopped by a signal and resumable,
 130 Ctrl-C.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         json_path = getattr(options, "json", None)
         if json_path is not None and not json_path.absolute().parent.is_dir():
             raise UserError(f"--json {json_path}: there is no folder {json_path.parent}.")
-        config = load(config_path(options), parse_overrides(rest))
+        config = load(config_path(options), overrides_of(options, rest))
         return options.command(config, options)
     except UserError as mistake:
         return _say(f"magistral-jax: {mistake}", MISTAKE)
@@ -58,7 +60,8 @@ def make_parser() -> argparse.ArgumentParser:
         help_text = text.replace("%", "%%")  # argparse formats it, and not the description
         sub = commands.add_parser(name, help=help_text, description=text, allow_abbrev=False)
         sub.set_defaults(command=function)
-        asked = "RUN" if name == "export" else "CONFIG.toml"
+        asked = {"export": "RUN", "verify": "FILE.jsonl", "bench": "CONFIG.toml|verify"}
+        asked = asked.get(name, "CONFIG.toml")
         sub.add_argument("config", metavar=asked, type=Path)
         return sub
 
@@ -85,7 +88,12 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, required=True, help="the folder to write")
     export.add_argument("--dtype", choices=get_args(DType), help="default: the run's model.dtype")
     export.add_argument("--json", type=Path, help="also write the table to this file")
-    bench = command("bench", bench_command, "Decode, train and push speeds on this machine.")
+    verify = command("verify", verify_command, "Judge the rows of a file, or of stdin (-).")
+    verify.add_argument("--config", dest="rules", type=Path, help="take length and limits from it")
+    verify.add_argument("--workers", type=int, default=None, help="processes (default: all cores)")
+    bench = command("bench", bench_command, "Speeds on this machine: of a config, or of verdicts.")
+    bench.set_defaults(rules=None)
+    bench.add_argument("--workers", type=int, help="verify: processes (default: all cores)")
     bench.add_argument("--json", type=Path, help="also write the table to this file")
     return parser
 
@@ -93,7 +101,8 @@ def make_parser() -> argparse.ArgumentParser:
 def refuse_misspelt_options(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Name the option that was meant; what looks like none is left to be an override."""
     names = vars(options).keys() - {"command", "config"}
-    known = [f"--{name.replace('_', '-')}" for name in names]
+    known = [f"--{name.replace('_', '-')}" for name in names if name != "rules"]
+    known += ["--config"] if "rules" in names else []
     for argument in rest:
         name = argument.partition("=")[0]
         is_field = name.removeprefix("--").replace("-", "_") in dotted_fields()
@@ -102,8 +111,26 @@ def refuse_misspelt_options(options: argparse.Namespace, rest: Sequence[str]) ->
             raise UserError(f"there is no option {name}; did you mean {close[0]}?")
 
 
-def config_path(options: argparse.Namespace) -> Path:
+def overrides_of(options: argparse.Namespace, rest: Sequence[str]) -> list[tuple[str, str]]:
+    """What the command line sets; `verify` uses all cores unless told otherwise."""
+    overrides = parse_overrides(rest)
+    is_bench = options.command is bench_command and _is_of_verdicts(options)
+    if options.command is verify_command or is_bench:
+        named = dict(overrides)
+        options.has_length_rule = options.rules is not None or "generator.max_tokens" in named
+        if options.workers is not None:
+            overrides.append(("verifier.workers", str(options.workers)))
+        elif options.rules is None and "verifier.workers" not in named:
+            overrides.append(("verifier.workers", str(os.cpu_count() or 1)))
+    return overrides
+
+
+def config_path(options: argparse.Namespace) -> Path | None:
     """The file that holds the config: the argument itself, or the one in the run it names."""
+    if options.command is verify_command:
+        return options.rules
+    if options.command is bench_command and _is_of_verdicts(options):
+        return None
     if options.command is not export_command:
         return options.config
     path = options.config / "config.toml"
@@ -164,10 +191,24 @@ def export_command(config: RunConfig, options: argparse.Namespace) -> int:
     )
 
 
+def verify_command(config: RunConfig, options: argparse.Namespace) -> int:
+    from magistral_jax.tools.verify import verify
+
+    return verify(config, options.config, has_length_rule=options.has_length_rule)
+
+
 def bench_command(config: RunConfig, options: argparse.Namespace) -> int:
+    if _is_of_verdicts(options):
+        from magistral_jax.tools.bench_verify import bench_verify
+
+        return bench_verify(config, json_path=options.json)
     from magistral_jax.tools.bench import bench
 
     return bench(config, json_path=options.json)
+
+
+def _is_of_verdicts(options: argparse.Namespace) -> bool:
+    return str(options.config) == "verify"
 
 
 def _say(message: str, code: int) -> int:

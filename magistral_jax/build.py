@@ -42,7 +42,9 @@ from magistral_jax.tokenizer.interface import Tokenizer
 from magistral_jax.trainer.optimizer import make_optimizer
 from magistral_jax.trainer.trainer import Trainer, TrainState
 from magistral_jax.types import Completion, Cursor, Group, Problem, Prompt, Snapshot, Verdict
+from magistral_jax.verifier.own import load_own
 from magistral_jax.verifier.reward import RewardRule
+from magistral_jax.verifier.sandbox.choose import describe_sandbox
 from magistral_jax.verifier.worker import VerifierPool
 from magistral_jax.weights.mailbox import Mailbox
 from magistral_jax.weights.push import WeightPush
@@ -133,6 +135,7 @@ class Run:
             self.tokenizer,
             system_prompt=data.system_prompt,
             worked_examples=data.worked_examples,
+            code_languages=self.config.verifier.code_languages,
             max_prompt_tokens=data.max_prompt_tokens,
         )
 
@@ -228,7 +231,16 @@ class Run:
             max_tokens=config.generator.max_tokens,
             length_penalty=config.verifier.length_penalty,
         )
-        return VerifierPool(rule, config.verifier.workers, config.verifier.timeout_s)
+        if config.verifier.own:
+            load_own(config.verifier.own)  # a fault is the user's to see now, not per completion
+        return VerifierPool(rule, config.verifier)
+
+    @cached_property
+    def sandbox(self) -> str:
+        """What keeps programs in, in words; empty where no problem asks for a program."""
+        if not self.config.data.path or all(problem.tests is None for problem in self.problems):
+            return ""
+        return describe_sandbox(self.config.verifier, is_strict=True)
 
     def text(self, completion: Completion) -> str:
         """What the completion says, its stop token left out."""
@@ -236,7 +248,9 @@ class Run:
         return self.tokenizer.decode(tokens.tolist())
 
     def judge(self, prompt: Prompt, completion: Completion) -> Future[Verdict]:
-        return self.verifiers.submit(prompt.problem, self.text(completion), len(completion.tokens))
+        text, tokens = self.text(completion), len(completion.tokens)
+        # One draw of tests for the whole group: else luck would look like skill.
+        return self.verifiers.submit(prompt.problem, text, tokens, draw=f"group {prompt.group}")
 
     # The batch, the trainer and the weights.
 

@@ -102,12 +102,29 @@ class GeneratorConfig:
 class VerifierConfig:
     workers: int = 1
     """Processes that judge completions."""
-    timeout_s: float = 5.0
-    """Wall time for one check; then its process is killed and the outcome is "error"."""
+    timeout_s: float = 1.5
+    """CPU seconds for one check of a math answer; then it is stopped, and the answer is wrong. One
+    that sleeps instead is stopped after 1.4 times as long."""
     soft_tokens: int = 0
     """l_max - l_cache: tokens that cost nothing. 0 means 7/8 of generator.max_tokens."""
     length_penalty: float = 0.1
     """Reward lost by a completion of l_max tokens; grows linearly from soft_tokens on."""
+    code_tests: int = 20
+    """Tests drawn at random for a program, the same for a whole group."""
+    code_fraction: bool = False
+    """Reward a program by the share of tests it passes; false: all or nothing (the paper)."""
+    code_languages: Literal["python", "python or C++"] = "python or C++"
+    """Languages that programs may be written in; the second needs a C++ compiler here."""
+    sandbox: Literal["auto", "namespaces", "uid", "landlock", "remote"] = "auto"
+    """What keeps programs in: the best there is on this machine, or the one named (see
+    docs/SANDBOX.md). "remote" sends them to sandbox_url."""
+    sandbox_url: str = ""
+    """Address of a service that speaks SandboxFusion's protocol, for sandbox = "remote"."""
+    allow_unsafe_code: bool = False
+    """Run programs as plain processes where no sandbox can be had: they can read and send away
+    whatever you can. Off: such a machine refuses code problems."""
+    own: str = ""
+    """A grader of your own, "package.module:callable", instead of ours (verifier/own.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -267,9 +267,13 @@ def _on_verdict(
     rooms: Rooms, prompt: Prompt, completion: Completion, handed: float, verdict: Future[Verdict]
 ) -> None:
     """Runs on the verifier's thread; a failure there must reach those who wait."""
-    rooms.tally.add("time/verify", monotonic() - handed)
+    waited = monotonic() - handed
+    rooms.tally.add("time/verify", waited)
     try:
-        group = rooms.collector.add(prompt, completion, verdict.result())
+        judged = verdict.result()
+        rooms.tally.add("time/verify_queue", max(0.0, waited - judged.seconds))
+        rooms.tally.add(f"verifier/{judged.reason}", 1)
+        group = rooms.collector.add(prompt, completion, judged)
         if group is not None:
             rooms.tally.group(group)
             rooms.backlog.finish(group)

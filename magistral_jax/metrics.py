@@ -12,9 +12,9 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from typing import TYPE_CHECKING, Any, SupportsFloat, get_args
 
-from magistral_jax.types import Completion, Group, UserError, Verdict
+from magistral_jax.types import Completion, Group, Reason, UserError, Verdict
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -59,6 +59,12 @@ GLOSSARY: dict[str, str] = {
     "time/wait_batch": "How long the trainer waited for this batch, in seconds.",
     "time/wait_admission": "How long the feed waited for leave to dispatch, in seconds.",
     "time/verify": "From hand-over to verdict, summed over the completions, in seconds.",
+    "time/verify_queue": "The part of time/verify spent waiting for a free verifier process.",
+    **{
+        f"verifier/{reason}": f"Completions judged since the last step whose reason is {reason!r}."
+        for reason in get_args(Reason)
+    },
+    "verifier/unsafe_code": "1 where programs run without a sandbox (verifier.allow_unsafe_code).",
     "time/assemble": "Advantages, packing and padding of this batch, in seconds.",
     "time/checkpoint": "How long the step waited for its checkpoint, in seconds.",
 }
@@ -183,6 +189,7 @@ def _completion_row(
         "parts": {name: float(verdict.parts.get(name, 0.0)) for name in PARTS},
         "outcome": verdict.outcome,
         "reason": verdict.reason,
+        "detail": verdict.detail,
     }
 
 

@@ -28,6 +28,7 @@ def _positive(c: RunConfig) -> list[Rule]:
         "data.digits": (c.data.digits, 1),
         "data.max_prompt_tokens": (c.data.max_prompt_tokens, 1),
         "verifier.workers": (c.verifier.workers, 1),
+        "verifier.code_tests": (c.verifier.code_tests, 1),
         "batch.completions": (c.batch.completions, 1),
         "batch.minibatch": (c.batch.minibatch, 0),
         "batch.max_lag": (c.batch.max_lag, 0),
@@ -134,6 +135,11 @@ def _generator_rules(c: RunConfig) -> list[Rule]:
             f"verifier.soft_tokens ({c.soft_tokens}) is over generator.max_tokens "
             f"({g.max_tokens}), "
             "where completions are cut. Lower it.",
+        ),
+        (
+            c.verifier.sandbox == "remote" and "://" not in c.verifier.sandbox_url,
+            f"verifier.sandbox_url is {c.verifier.sandbox_url!r}; with verifier.sandbox = 'remote' "
+            "it must be the address of the service, as in http://host:8080.",
         ),
     ]
 

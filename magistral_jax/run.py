@@ -20,6 +20,7 @@ from magistral_jax.metrics import GLOSSARY, RunRecord
 from magistral_jax.settings import dump
 from magistral_jax.trainer.trainer import Trainer
 from magistral_jax.types import Cursor, Group, Snapshot, UserError
+from magistral_jax.verifier.sandbox.choose import UNSAFE
 
 FINISHED, STOPPED, INTERRUPTED = 0, 75, 130
 LONGEST_CHECKED = 100
@@ -51,6 +52,8 @@ def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
             Console(config.trainer.steps) as console,
         ):
             (folder / "config.toml").write_text(dump(config), encoding="utf-8")
+            if run.sandbox:
+                console.phase(run.sandbox)
             return Session(config, run, record, console, checkpoints, began).play(saved)
     finally:
         run.close()
@@ -59,6 +62,7 @@ def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
 def check_data(run: Run) -> None:
     """Find the user's mistakes in data and evaluation before anything is written or compiled."""
     run.stream(Cursor(next=0)).next()
+    _ = run.sandbox
     if run.config.data.path:  # generated sums are all of one length
         # The longest texts make the longest prompts, nearly always; all would take minutes.
         by_length = sorted(run.problems, key=lambda problem: len(problem.question.encode()))
@@ -145,6 +149,8 @@ class Session:
         self.counts["progress/dispatched"] += raw.get("dispatched", 0.0)
         self.counts["progress/dropped_groups"] += sum(not g.is_diverse for g in groups)
         derived = derive(raw, slots=self.config.generator.in_flight, step_s=step_s)
+        if self.config.verifier.allow_unsafe_code:
+            derived["verifier/unsafe_code"] = float(self.run.sandbox.startswith(UNSAFE))
         shown = {name: value for name, value in raw.items() if name in GLOSSARY}
         shown |= derived | self.counts
         # This step began by waiting for the checkpoint of the one before.
@@ -197,6 +203,8 @@ class Session:
             "wall_s": round(monotonic() - self.began, 1),
             "setup_s": round(setup_s, 1),
         }
+        if self.run.sandbox:
+            summary["sandbox"] = self.run.sandbox
         if before is not None and after is not None:
             summary |= {
                 "accuracy_before": before["accuracy"],

@@ -24,9 +24,12 @@ from magistral_jax.types import UserError
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
-def load(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> RunConfig:
-    """The config a file and the overrides ask for, with no rule broken; the last override wins."""
-    path = Path(path)
+def load(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()) -> RunConfig:
+    """The config a file and the overrides ask for, with no rule broken; the last override wins.
+
+    Without a file it starts from the defaults.
+    """
+    path = None if path is None else Path(path)
     faults: list[str] = []
     values: dict[str, Any] = {}
 
@@ -36,11 +39,11 @@ def load(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> RunConf
         except UserError as fault:
             faults.append(str(fault))
 
-    for key, value in _leaves(_parse(path, faults), "", faults):
+    for key, value in _leaves(_parse(path, faults) if path else {}, "", faults):
         take(key, key, value)
     for key, text in overrides:
         take(f"--{key}", key, _Typed(text))
-    opening = f"config {path.stem!r} cannot run:"
+    opening = f"config {path.stem!r} cannot run:" if path else "the options cannot be used:"
     _raise_all(opening, faults)
     config = _replaced(RunConfig(), values)
     _raise_all(opening, broken_rules(config))

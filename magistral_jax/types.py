@@ -148,7 +148,9 @@ class Verdict:
     @property
     def outcome(self) -> Outcome:
         """What it comes to; an "error" is never trained on."""
-        return {"pass": "right", "error": "error"}.get(self.reason, "wrong")
+        if self.reason == "error":
+            return "error"
+        return "right" if self.reason == "pass" else "wrong"
 
 
 @dataclass(frozen=True, kw_only=True)

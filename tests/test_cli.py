@@ -49,7 +49,7 @@ def judge(self, prompt, completion):
     parts = {"format": 0.1, "correct": 0.9 * is_right, "length": 0.0, "language": 0.0}
     verdict = Future()
     verdict.set_result(
-        Verdict(reward=sum(parts.values()), parts=parts, outcome="right" if is_right else "wrong")
+        Verdict(reward=sum(parts.values()), parts=parts, reason="pass" if is_right else "wrong")
     )
     return verdict
 

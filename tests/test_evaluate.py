@@ -8,6 +8,7 @@ import pytest
 from magistral_jax.evaluate import evaluate, interval, summarise
 from magistral_jax.types import Completion, Problem, Prompt, Stalled, Verdict, VersionSpan
 
+REASON = {"right": "pass", "wrong": "wrong", "error": "error"}
 FORMAT = {"right": 0.1, "wrong": 0.1, "error": 0.0}
 
 
@@ -31,7 +32,7 @@ def completion(group, index, length=3, finish="stop"):
 
 def verdict(outcome, form=None):
     parts = {"format": FORMAT[outcome] if form is None else form}
-    return Verdict(reward=0.0, parts=parts, outcome=outcome)
+    return Verdict(reward=0.0, parts=parts, reason=REASON[outcome])
 
 
 def measured(*outcomes):

@@ -124,8 +124,8 @@ def completion_of(prompt, index, versions):
 
 def verdict_of(reward):
     parts = {**dict.fromkeys(PARTS, 0.0), "correct": float(reward)}
-    outcome = "right" if reward > 0 else "wrong"
-    return Verdict(reward=float(reward), parts=parts, outcome=outcome)
+    reason = "pass" if reward > 0 else "wrong"
+    return Verdict(reward=float(reward), parts=parts, reason=reason)
 
 
 @dataclass

@@ -14,9 +14,9 @@ from magistral_jax.metrics import COMPLETIONS, GLOSSARY, METRICS, RunRecord
 from magistral_jax.types import (
     Completion,
     Group,
-    Outcome,
     Problem,
     Prompt,
+    Reason,
     UserError,
     Verdict,
     VersionSpan,
@@ -50,10 +50,10 @@ def completion(group, index, logprobs, spans=ONE_SPAN):
     )
 
 
-def judged(group, *completions, outcome: Outcome = "right", parts=None):
+def judged(group, *completions, reason: Reason = "pass", parts=None):
     problem = Problem(id=f"sum-{group}", domain="math", question="1+1", answer="2")
     parts = {"format": 0.1, "correct": 0.9, "length": -0.05} if parts is None else parts
-    verdict = Verdict(reward=0.95, parts=parts, outcome=outcome, reason="2 is 2\ud800\x1b")
+    verdict = Verdict(reward=0.95, parts=parts, reason=reason, detail="2 is 2\ud800\x1b")
     return Group(
         prompt=Prompt(group=group, problem=problem, tokens=np.array([5, 6], np.int32)),
         completions=completions,
@@ -138,12 +138,13 @@ def test_a_completion_row_holds_the_whole_token_record(tmp_path):
         "reward": 0.95,
         "parts": {"format": 0.1, "correct": 0.9, "length": -0.05, "language": 0.0},
         "outcome": "right",
-        "reason": "2 is 2\ud800\x1b",
+        "reason": "pass",
+        "detail": "2 is 2\ud800\x1b",
     }
 
 
 def test_errored_completions_are_recorded_too(tmp_path):
-    group = judged(0, completion(0, 0, [-1.0]), outcome="error", parts={})
+    group = judged(0, completion(0, 0, [-1.0]), reason="error", parts={})
     RunRecord(tmp_path, False, None).completions(0, [group])
     [row] = completion_rows(tmp_path)
     assert row["outcome"] == "error"

@@ -93,8 +93,8 @@ class SharedRun(Run):
         is_right = prompt.group % 5 != 0 and int(completion.tokens.sum()) % 2 == 0
         parts = {**dict.fromkeys(PARTS, 0.0), "correct": float(is_right)}
         verdict = Future()
-        outcome = "right" if is_right else "wrong"
-        verdict.set_result(Verdict(reward=float(is_right), parts=parts, outcome=outcome))
+        reason = "pass" if is_right else "wrong"
+        verdict.set_result(Verdict(reward=float(is_right), parts=parts, reason=reason))
         return verdict
 
     def assemble(self, groups, version):

@@ -32,9 +32,9 @@ def make_group(rewards, *, lengths=None, finish="stop", spans=1):
 
 def verdict_of(reward):
     if reward is None:
-        return Verdict(reward=0.0, parts=dict.fromkeys(PARTS, 0.0), outcome="error")
+        return Verdict(reward=0.0, parts=dict.fromkeys(PARTS, 0.0), reason="error")
     parts = {"format": 0.1, "correct": reward - 0.1, "length": 0.0, "language": 0.0}
-    return Verdict(reward=reward, parts=parts, outcome="right" if reward > 0.5 else "wrong")
+    return Verdict(reward=reward, parts=parts, reason="pass" if reward > 0.5 else "wrong")
 
 
 def test_a_drain_gives_what_came_since_the_one_before():

@@ -103,7 +103,7 @@ def packed(
 ) -> tuple[Microbatch, ...]:
     """Completions in the trainer's rows, each token's share above 0."""
     by_group = {prompt.group: prompt for prompt in prompts}
-    nothing = Verdict(reward=0.0, parts={}, outcome="wrong")
+    nothing = Verdict(reward=0.0, parts={}, reason="wrong")
     groups = [
         Group(prompt=by_group[c.group], completions=(c,), verdicts=(nothing,)) for c in completions
     ]

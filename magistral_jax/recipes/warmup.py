@@ -89,5 +89,5 @@ def shown(prompt: Prompt, tokenizer: Tokenizer, *, worked: bool) -> Group:
         spans=(VersionSpan(start=0, version=0),),
         finish="stop",
     )
-    verdict = Verdict(reward=0.0, parts={}, outcome="right")
+    verdict = Verdict(reward=0.0, parts={}, reason="pass")
     return Group(prompt=prompt, completions=(completion,), verdicts=(verdict,))

@@ -196,7 +196,7 @@ def described(run: Run, prompt: Prompt, completion: Completion) -> dict[str, Any
 def said_of(verdict: Verdict | None) -> str:
     if verdict is None:
         return "not judged: no reference answer"
-    return f"{verdict.outcome}: {verdict.reason}" if verdict.reason else verdict.outcome
+    return f"{verdict.outcome}: {verdict.detail}" if verdict.detail else verdict.outcome
 
 
 def as_text(row: dict[str, Any]) -> str:

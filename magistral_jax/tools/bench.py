@@ -262,7 +262,7 @@ def full_batch(run: Run) -> Batch:
                 for index in range(size)
             ),
             verdicts=tuple(
-                Verdict(reward=float(index % 2), parts={}, outcome="wrong") for index in range(size)
+                Verdict(reward=float(index % 2), parts={}, reason="wrong") for index in range(size)
             ),
         )
 

@@ -1,17 +1,43 @@
 """The reward's numbers, and how its four parts become one verdict (section 2)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from time import monotonic
+from typing import Any, Literal
 
-from magistral_jax.types import Outcome, Problem, UserError, Verdict
-from magistral_jax.verifier.answers import is_equal
-from magistral_jax.verifier.format import check_format
+from magistral_jax.config import VerifierConfig
+from magistral_jax.types import CodeTests, Problem, Reason, UserError, Verdict
+from magistral_jax.verifier.code.extract import first_block
+from magistral_jax.verifier.code.judge import judge_code
+from magistral_jax.verifier.format import Format, check_format
+from magistral_jax.verifier.grade import Grade, shown
 from magistral_jax.verifier.length import length_reward
+from magistral_jax.verifier.math.equal import (
+    is_readable_gold,
+    math_equal,
+    same_answer,
+    settle,
+)
+from magistral_jax.verifier.own import load_own
+from magistral_jax.verifier.sandbox.choose import open_sandbox
 
 FORMAT = 0.1
 CORRECT = 0.9
+LANGUAGE = 0.1
 TEXT_LIMIT = 1_000_000
 """Characters of a completion beyond which nobody reads it."""
+PARSERS = "magistral_jax.verifier.math.symbolic"
+CLASSIFIER = "magistral_jax.verifier.language"
+# What must be right on a machine that works; asked after a check went wrong in a way that may be
+# the machine's fault.
+TRUST_S = 10.0
+CANARY_TESTS = CodeTests(stdio=(("2 3\n", "5\n"),))
+CANARY_CODE = {
+    "python": "print(sum(map(int, input().split())))",
+    "cpp": '#include <cstdio>\nint main() { int a, b; scanf("%d %d", &a, &b); '
+    'printf("%d\\n", a + b); }',
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,51 +63,145 @@ class RewardRule:
             )
 
 
-def judge(problem: Problem, text: str, tokens: int, rule: RewardRule) -> Verdict:
-    """The verdict on one completion, given its text and its length in tokens.
+class Judge:
+    """Gives the verdict on one completion after another, all under one rule.
 
-    The format is a gate: behind it nothing is graded, so all parts are 0, the length's too. The
-    language part is 0 for every completion, as no classifier of languages exists yet; code is
-    graded for its format only, and is otherwise an error, as there is no sandbox yet.
+    It reads hostile text in its own process, so it belongs in a worker of `VerifierPool`. `load`
+    imports what is slow to import, by name; the default imports it on the spot.
     """
-    if len(text) > TEXT_LIMIT:
-        return without_reward("wrong", "too long to read")
-    form = check_format(text, problem.domain)
-    if form.problem:
-        return without_reward("wrong", form.problem)
-    if problem.domain == "code":
-        return without_reward("error", "code is not judged yet")
-    assert form.boxed is not None
-    if not is_equal(problem.answer, problem.answer):
-        return without_reward("error", f"the reference {_shown(problem.answer)} cannot be read")
-    is_right = is_equal(form.boxed, problem.answer)
-    length = length_reward(
-        tokens,
-        soft_tokens=rule.soft_tokens,
-        max_tokens=rule.max_tokens,
-        penalty=rule.length_penalty,
-    )
-    parts = _parts(format=FORMAT, correct=CORRECT if is_right else 0.0, length=length)
-    return Verdict(
-        reward=sum(parts.values()),
-        parts=parts,
-        outcome="right" if is_right else "wrong",
-        reason="" if is_right else f"{_shown(form.boxed)} is not {_shown(problem.answer)}",
-    )
+
+    def __init__(
+        self,
+        rule: RewardRule,
+        config: VerifierConfig | None = None,
+        load: Callable[[str], Any] = import_module,
+    ) -> None:
+        self._rule = rule
+        self._config = config or VerifierConfig()
+        self._load = load
+        self._sandbox: Any = None
+        self._worked_at = -TRUST_S
+        self._own = load_own(self._config.own) if self._config.own else None
+
+    def __call__(
+        self,
+        problem: Problem,
+        text: str,
+        tokens: int,
+        *,
+        draw: str = "",
+        known: Reason | None = None,
+    ) -> Verdict:
+        """The verdict, given the completion's text and its length in tokens.
+
+        The format is a gate: behind it nothing is graded, so all parts are 0, the length's too.
+        `draw` chooses the tests of a program, and is the same for a whole group. `known` is what
+        an earlier try found out the hard way ("timeout"): then the content is not graded again.
+        """
+        if len(text) > TEXT_LIMIT:
+            return without_reward("format", "too long to read")
+        form = check_format(text, problem.domain)
+        if form.problem:
+            return without_reward("format", form.problem)
+        # Loaded before anything is graded: a worker that lacks it starts over.
+        classify = self._load(CLASSIFIER).language_consistent
+        grade = Grade(0.0, known) if known else self._grade(problem, form, draw)
+        if grade.reason == "error":
+            return without_reward("error", grade.detail)
+        length = length_reward(
+            tokens,
+            soft_tokens=self._rule.soft_tokens,
+            max_tokens=self._rule.max_tokens,
+            penalty=self._rule.length_penalty,
+        )
+        is_consistent = classify(problem.question, form.thoughts, form.answer_part)
+        parts = {
+            "format": FORMAT,
+            "correct": CORRECT * grade.share,
+            "length": length,
+            "language": LANGUAGE if is_consistent else 0.0,
+        }
+        return Verdict(
+            reward=sum(parts.values()), parts=parts, reason=grade.reason, detail=grade.detail
+        )
+
+    def close(self) -> None:
+        """End the sandbox, if there is one."""
+        if self._sandbox is not None:
+            self._sandbox.close()
+        self._sandbox = None
+
+    def compare(
+        self, gold: str, pred: str, mode: Literal["answer", "text"], known: Reason | None = None
+    ) -> Verdict:
+        """Whether `pred` says `gold`, as a verdict without reward; see `math.equal.math_equal`."""
+        if known:
+            return without_reward(known, "")
+        if mode == "answer" and (is_same := settle(gold, pred)) is not None:
+            return without_reward("pass" if is_same else "wrong", "")
+        self._load(PARSERS)
+        return without_reward("pass" if math_equal(gold, pred, mode) else "wrong", "")
+
+    def _grade(self, problem: Problem, form: Format, draw: str) -> Grade:
+        if self._own is not None:
+            return self._own(problem, form)
+        if problem.domain == "math":
+            assert form.boxed is not None
+            return self._grade_math(problem.answer, form.boxed)
+        return self._grade_code(problem, form.answer_part, draw)
+
+    def _grade_math(self, gold: str, answer: str) -> Grade:
+        is_same = settle(gold, answer)
+        if is_same is None:
+            self._load(PARSERS)
+            is_same = same_answer(gold, answer)
+        if is_same:
+            return Grade(1.0, "pass")
+        if not is_readable_gold(gold):
+            return Grade(0.0, "error", f"the reference {shown(gold)} cannot be read")
+        return Grade(0.0, "wrong", f"{shown(answer)} is not {shown(gold)}")
+
+    def _grade_code(self, problem: Problem, answer_part: str, draw: str) -> Grade:
+        block = first_block(answer_part)
+        assert block is not None  # the format gate saw one
+        code, language = block
+        if problem.tests is None:
+            return Grade(0.0, "error", "the problem has no tests")
+        if language != "python" and self._config.code_languages == "python":
+            return Grade(0.0, "compile", "the problem asks for Python")
+        if self._sandbox is None:
+            self._sandbox = open_sandbox(self._config)
+        judged = judge_code(
+            problem.tests,
+            code,
+            language,
+            self._sandbox,
+            seed=draw or problem.id,
+            most=self._config.code_tests,
+            fraction=self._config.code_fraction,
+        )
+        if judged.reason == "pass":
+            self._worked_at = monotonic()
+        elif judged.reason != "error" and not self._works(language, judged.reason):
+            return Grade(0.0, "error", "the sandbox fails on a program that is right, too")
+        share = float(judged.reason == "pass")
+        if self._config.code_fraction and judged.total:
+            share = judged.passed / judged.total
+        return Grade(share, judged.reason, judged.detail)
+
+    def _works(self, language: str, reason: Reason) -> bool:
+        """Whether a program that is right passes; a plain wrong answer soon after one that did
+        is believed."""
+        if reason == "wrong" and monotonic() - self._worked_at < TRUST_S:
+            return True
+        name = language if language in CANARY_CODE else "python"
+        canary = judge_code(CANARY_TESTS, CANARY_CODE[name], name, self._sandbox, seed="")
+        if canary.reason == "pass":
+            self._worked_at = monotonic()
+        return canary.reason == "pass"
 
 
-def without_reward(outcome: Outcome, reason: str) -> Verdict:
+def without_reward(reason: Reason, detail: str) -> Verdict:
     """A verdict whose parts are all 0: the gate was closed, or the check itself failed."""
-    return Verdict(reward=0.0, parts=_parts(), outcome=outcome, reason=reason)
-
-
-def _parts(
-    *, format: float = 0.0, correct: float = 0.0, length: float = 0.0
-) -> Mapping[str, float]:
-    return {"format": format, "correct": correct, "length": length, "language": 0.0}
-
-
-def _shown(text: str, limit: int = 40) -> str:
-    """The text, safe and short enough for a log: a completion may hold terminal escapes."""
-    short = text if len(text) <= limit else text[:limit] + "..."
-    return "".join(c if c.isprintable() else " " for c in short)
+    parts = {"format": 0.0, "correct": 0.0, "length": 0.0, "language": 0.0}
+    return Verdict(reward=0.0, parts=parts, reason=reason, detail=detail)

@@ -1,47 +1,304 @@
-"""The process that judges: one JSON object a line in, one out, until its input ends.
+"""The process behind one place of the pool: it forks the child that judges, and watches over it.
 
-It reads hostile text, so it holds nothing worth stealing and can take nothing down with it. No
-exception leaves it: a check that fails becomes the outcome "error".
+    pool (the trainer's process) -> server (this; loads the parsers once) -> child (judges)
+
+The child reads hostile text. One that exceeds its limits is killed and forked again in a few
+milliseconds, parsers and all, and the answer that did it is wrong: were it an error, hanging the
+check would pay. It is an error only if a known-good answer fails as well. No timer runs inside the
+child: alarms fail in threads, and Python never sees one that a C library sits on.
 """
 
+import ctypes
 import json
 import os
 import resource
+import select
 import signal
 import sys
-from dataclasses import asdict
+import time
+from contextlib import suppress
+from dataclasses import replace
+from importlib import import_module
+from typing import Any, NoReturn
 
-from magistral_jax.types import Problem, Verdict
-from magistral_jax.verifier.reward import RewardRule, judge, without_reward
+from magistral_jax.config import VerifierConfig
+from magistral_jax.types import Problem, Reason, Verdict
+from magistral_jax.verifier.reward import (
+    CANARY_CODE,
+    CANARY_TESTS,
+    Judge,
+    RewardRule,
+    without_reward,
+)
+from magistral_jax.verifier.wire import (
+    Limits,
+    Question,
+    limits_in,
+    limits_of,
+    question_in,
+    question_line,
+    verdict_in,
+    verdict_line,
+)
 
 MEMORY_BYTES = 2 * 1024**3
 READY = b"ready\n"
+RECYCLE = 2000
+"""Checks after which a child is replaced, so that what its libraries keep does not pile up."""
+_NEEDS = b"needs "
+_LINE_LIMIT = 1_000_000
+_MOST_WALL = 4
+_TRIES = 3
+_FDS = 256  # more than a server ever has open
+_OUT_OF_MEMORY = 9  # the child's exit code
+_PR_SET_PDEATHSIG = 1
+
+
+class NotLoaded(Exception):
+    """A child wants a module that its server has to load first."""
+
+
+class Died(Exception):
+    """The child ended in the middle of a check; `code` is as in os.waitstatus_to_exitcode."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class Server:
+    """One child after another, and what they all inherit."""
+
+    def __init__(self, rule: RewardRule, config: VerifierConfig) -> None:
+        self._rule, self._config = rule, config
+        self._pid = 0
+        self._to = self._back = -1
+        self._asked = 0
+
+    def judge(self, line: bytes) -> Verdict:
+        """The verdict on what a line asks, whatever the child does with it."""
+        began = time.monotonic()
+        verdict = self._judge(line)
+        return replace(verdict, seconds=time.monotonic() - began)
+
+    def close(self) -> None:
+        """Kill the child."""
+        if self._pid:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            os.close(self._to)
+            os.close(self._back)
+        self._pid = 0
+
+    def _judge(self, line: bytes) -> Verdict:
+        limits, code = limits_in(line), 0
+        for _ in range(_TRIES):
+            try:
+                return verdict_in(self._ask(line, limits))
+            except TimeoutError as late:
+                return self._blame(line, "timeout", str(late))
+            except Died as end:
+                code = end.code
+                if code == _OUT_OF_MEMORY:
+                    return self._blame(line, "memory", "the check ran out of memory")
+        if code == -signal.SIGKILL:  # not by us, and no answer can do this
+            return without_reward("error", f"the check was killed {_TRIES} times from outside")
+        return self._blame(line, "memory", f"the check died {_TRIES} times, last by {code}")
+
+    def _blame(self, line: bytes, reason: Reason, detail: str) -> Verdict:
+        """Wrong, if the check works on an answer that is right; what is not in doubt is kept."""
+        try:
+            question = question_in(line)
+            canary = _canary(question.problem)
+            limits = limits_of(canary.problem, self._config)
+            if not verdict_in(self._ask(question_line(canary, limits), limits)).reason == "pass":
+                raise ValueError
+        except (TimeoutError, Died, ValueError, TypeError):
+            return without_reward("error", f"{detail}, and so did a known-good answer")
+        try:
+            again = question_line(replace(question, known=reason), limits)
+            return replace(verdict_in(self._ask(again, limits)), detail=detail)
+        except (TimeoutError, Died):
+            return without_reward(reason, detail)
+
+    def _ask(self, line: bytes, limits: Limits) -> bytes:
+        """The child's answer. Raises TimeoutError or Died, and then the child is gone."""
+        if self._asked >= RECYCLE:
+            self.close()
+        while True:
+            if not self._pid:
+                self._fork()
+            self._asked += 1
+            try:
+                answer = _exchange(self._to, self._back, line, _Clock(self._pid, limits))
+            except BaseException as fault:
+                code = self._end()
+                if isinstance(fault, EOFError):
+                    raise Died(code) from fault
+                raise
+            if not answer.startswith(_NEEDS):
+                return answer
+            # Loaded here, so that every later child is born with it, and on nobody's clock.
+            module = import_module(answer.removeprefix(_NEEDS).strip().decode())
+            module.warm()
+            self.close()
+
+    def _end(self) -> int:
+        """Make sure the child is gone, and say how it went: < 0 is a signal."""
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+        _, status = os.waitpid(self._pid, 0)
+        os.close(self._to)
+        os.close(self._back)
+        self._pid = 0
+        return os.waitstatus_to_exitcode(status)
+
+    def _fork(self) -> None:
+        child_in, self._to = os.pipe()
+        self._back, child_out = os.pipe()
+        self._asked = 0
+        server = os.getpid()
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                _die_with(server)
+                # Nothing of the server's is left open: not its questions, not its answers.
+                os.dup2(child_in, 0)
+                os.closerange(3, child_out)
+                os.closerange(child_out + 1, _FDS)
+                _serve(Judge(self._rule, self._config, load=_loaded), 0, child_out)
+            finally:
+                os._exit(1)
+        os.close(child_in)
+        os.close(child_out)
+        os.set_blocking(self._to, False)
+        os.set_blocking(self._back, False)
+
+
+class _Clock:
+    """How long a process may go on: by its CPU time, and by wall time less its waits for a CPU.
+
+    A loaded machine thus takes nothing away, and a check that sleeps still ends. Where the kernel
+    does not tell, wall time counts alone.
+    """
+
+    def __init__(self, pid: int, limits: Limits) -> None:
+        self._path = f"/proc/{pid}/schedstat"
+        self._limits = limits
+        self._cpu, self._waited = self._usage()
+        self._start = time.monotonic()
+
+    def left(self) -> float:
+        """Seconds for which nothing need be looked at. Raises TimeoutError when all is used."""
+        wall = time.monotonic() - self._start
+        cpu, waited = self._usage()
+        cpu_left = self._limits.cpu_s - (cpu - self._cpu)
+        wall_left = self._limits.wall_s - (wall - (waited - self._waited))
+        if cpu_left <= 0:
+            raise TimeoutError(f"stopped after {self._limits.cpu_s:.1f} s of CPU time")
+        if wall_left <= 0 or wall > _MOST_WALL * self._limits.wall_s:
+            raise TimeoutError(f"stopped after {wall:.1f} s")
+        return max(0.01, min(cpu_left, wall_left))
+
+    def _usage(self) -> tuple[float, float]:
+        try:
+            with open(self._path, "rb") as file:
+                cpu, waited, _ = file.read().split()
+            return int(cpu) / 1e9, int(waited) / 1e9
+        except (OSError, ValueError):
+            return 0.0, 0.0
+
+
+def _exchange(to: int, back: int, line: bytes, clock: _Clock) -> bytes:
+    """The line that comes back while `line` is being fed. Raises TimeoutError or EOFError."""
+    unsent, received = memoryview(line), bytearray()
+    left = clock.left()
+    while not received.endswith(b"\n"):
+        readable, writable, _ = select.select([back], [to] if unsent else [], [], left)
+        if not readable and not writable:
+            left = clock.left()
+            continue
+        if writable:
+            try:
+                unsent = unsent[os.write(to, unsent) :]
+            except BrokenPipeError:
+                raise EOFError from None
+        if readable:
+            chunk = os.read(back, 65536)
+            received += chunk
+            if not chunk or len(received) > _LINE_LIMIT:
+                raise EOFError
+    return bytes(received)
+
+
+def _serve(judge: Judge, requests: int, answers: int) -> NoReturn:
+    """The child: it answers line by line until nobody asks any more."""
+    sys.setrecursionlimit(10_000)
+    with os.fdopen(requests, "rb") as lines:
+        for line in lines:
+            try:
+                answer = _answer(judge, line)
+            except MemoryError:
+                os._exit(_OUT_OF_MEMORY)
+            os.write(answers, answer)
+    os._exit(0)
+
+
+def _answer(judge: Judge, line: bytes) -> bytes:
+    try:
+        q = question_in(line)
+        if q.compare:
+            return verdict_line(judge.compare(q.problem.answer, q.text, q.compare, known=q.known))
+        return verdict_line(judge(q.problem, q.text, q.tokens, draw=q.draw, known=q.known))
+    except NotLoaded as need:
+        return _NEEDS + str(need).encode() + b"\n"
+    except MemoryError:
+        raise
+    except Exception as failure:
+        detail = f"{type(failure).__name__}: {failure}"[:200]
+        return verdict_line(without_reward("error", detail))
+
+
+def _die_with(parent: int) -> None:
+    """Be killed when the parent ends, whatever ends it, so that no check outlives its pool."""
+    with suppress(OSError, AttributeError):  # Linux only; elsewhere the end of the pipe tells
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _loaded(name: str) -> Any:
+    if name not in sys.modules:
+        raise NotLoaded(name)
+    return sys.modules[name]
+
+
+def _canary(problem: Problem) -> Question:
+    """A question like this one whose answer is known to be right."""
+    if problem.domain == "code":
+        known = Problem(id="canary", domain="code", question="", answer="", tests=CANARY_TESTS)
+        return Question(known, f"<think></think>\n```python\n{CANARY_CODE['python']}\n```\n", 0)
+    known = Problem(id="canary", domain="math", question="", answer=r"\sqrt{8}")
+    return Question(known, r"2\sqrt{2}", 0, compare="answer")  # not by a grader of the user's
 
 
 def main() -> None:
-    """Judge what stdin says under the rule that the one argument holds."""
+    """Judge what stdin says under the settings that the one argument holds."""
     settings = json.loads(sys.argv[1])
-    rule = RewardRule(**settings["rule"])
+    server = Server(RewardRule(**settings["rule"]), VerifierConfig(**settings["config"]))
     _limit_itself()
     # The protocol keeps the real stdout; whatever prints goes where errors go.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     answers.write(READY)
     for line in sys.stdin.buffer:
-        # Should the parent die, nobody kills a check that hangs. The signal's default action needs
-        # no interpreter, so it also ends one that never returns to Python.
-        signal.setitimer(signal.ITIMER_REAL, 2 * settings["timeout_s"])
-        verdict = _judge_line(line, rule)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        answers.write(json.dumps(asdict(verdict)).encode() + b"\n")
-
-
-def _judge_line(line: bytes, rule: RewardRule) -> Verdict:
-    try:
-        item = json.loads(line)
-        return judge(Problem(**item["problem"]), item["text"], item["tokens"], rule)
-    except Exception as failure:
-        return without_reward("error", f"{type(failure).__name__}: {failure}"[:200])
+        try:
+            verdict = server.judge(line)
+        except ValueError as failure:  # a line without limits
+            verdict = without_reward("error", f"a question that cannot be read: {failure}"[:200])
+        answers.write(verdict_line(verdict))
+    server.close()
 
 
 def _limit_itself() -> None:
@@ -51,7 +308,6 @@ def _limit_itself() -> None:
         resource.setrlimit(limit, (most, most))
     # Ctrl-C is the parent's to handle: it ends its children by closing their input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""A pool of processes that judge completions; every completion gets a verdict in bounded time.
+"""A pool of processes that judge completions; every completion gets one verdict in bounded time.
 
-A process that hangs or dies costs one completion, whose outcome is "error", and is replaced.
+Each place of the pool is a server (see `server`), which watches over the child that judges. Here
+only the servers are watched over: one that dies is replaced, and its question asked again; one that
+says nothing long after every limit has passed costs one completion, whose outcome is "error".
 """
 
 import json
@@ -17,42 +19,64 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
 from types import TracebackType
+from typing import Literal
 
+from magistral_jax.config import VerifierConfig
 from magistral_jax.types import Problem, Verdict
-from magistral_jax.verifier.reward import TEXT_LIMIT, RewardRule, without_reward
+from magistral_jax.verifier.reward import RewardRule, without_reward
 from magistral_jax.verifier.server import READY
+from magistral_jax.verifier.wire import Question, limits_of, question_line, verdict_in
 
 _COMMAND = (sys.executable, "-P", "-m", "magistral_jax.verifier.server")
 _START_S = 60.0
 _STARTS = 3
+_MOST_KILLS = 100
 _LINE_LIMIT = 1_000_000
+_TRIES = 3
+_PATIENCE = 10
+"""A server settles a check within a few times its limit: what is asked, then a known-good answer,
+then the format again, each up to four times longer under load."""
+_LOADING_S = 60.0
 _INHERITED = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME")
 
 
 class VerifierPool:
-    """Judges completions in `workers` processes, each check within `timeout_s` of wall time.
+    """Judges completions in `config.workers` processes, each check within `config.timeout_s`.
 
     The processes never load jax and see nothing of this one's environment but search paths.
     """
 
-    def __init__(self, rule: RewardRule, workers: int, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, rule: RewardRule, config: VerifierConfig) -> None:
+        self._config = config
         self._broken = ""
-        settings = json.dumps({"rule": asdict(rule), "timeout_s": timeout_s})
-        self._children = [_Child([*_COMMAND, settings]) for _ in range(workers)]
+        settings = json.dumps({"rule": asdict(rule), "config": asdict(config)})
+        self._children = [_Child([*_COMMAND, settings]) for _ in range(config.workers)]
         self._idle: SimpleQueue[_Child] = SimpleQueue()
         for child in self._children:
             self._idle.put(child)
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="verifier")
+        self._threads = ThreadPoolExecutor(config.workers, thread_name_prefix="verifier")
+
+    @property
+    def workers(self) -> int:
+        return self._config.workers
 
     @property
     def pids(self) -> list[int]:
         """The processes at work now."""
         return [pid for child in self._children if (pid := child.pid) is not None]
 
-    def submit(self, problem: Problem, text: str, tokens: int) -> Future[Verdict]:
-        """The verdict to come. Raises RuntimeError through the future if no process can start."""
-        return self._threads.submit(self._judge, problem, text, int(tokens))
+    def submit(self, problem: Problem, text: str, tokens: int, draw: str = "") -> Future[Verdict]:
+        """The verdict to come. Raises RuntimeError through the future if no process can start.
+
+        `draw` chooses which tests a program meets; completions of one group pass the same.
+        """
+        question = Question(problem, text, int(tokens), draw)
+        return self._threads.submit(self._judge, question)
+
+    def compare(self, gold: str, pred: str, mode: Literal["answer", "text"]) -> Future[Verdict]:
+        """Whether two answers are the same, and nothing else: no format, length or language."""
+        problem = Problem(id="", domain="math", question="", answer=gold)
+        return self._threads.submit(self._judge, Question(problem, pred, 0, compare=mode))
 
     def close(self) -> None:
         """End the processes at once. Futures that are not done raise CancelledError."""
@@ -73,30 +97,32 @@ class VerifierPool:
     ) -> None:
         self.close()
 
-    def _judge(self, problem: Problem, text: str, tokens: int) -> Verdict:
+    def _judge(self, question: Question) -> Verdict:
         if self._broken:
             raise RuntimeError(self._broken)
+        limits = limits_of(question.problem, self._config)
+        line = question_line(question, limits)
+        deadline_s = _PATIENCE * limits.wall_s + _LOADING_S
         child = self._idle.get_nowait()  # never empty: there are as many threads as children
         try:
-            child.make_ready()
-            return self._ask(child, _line(problem, text, tokens))
+            for _ in range(_TRIES):
+                child.make_ready()
+                try:
+                    return verdict_in(child.ask(line, deadline_s))
+                except TimeoutError:
+                    child.replace()
+                    return without_reward("error", f"its process said nothing for {deadline_s:g} s")
+                except EOFError:
+                    child.replace()
+                except (ValueError, TypeError):
+                    child.replace()
+                    return without_reward("error", "its process answered nonsense")
+            return without_reward("error", f"its process died {_TRIES} times")
         except _CannotStart as failure:
             self._broken = str(failure)
             raise
         finally:
             self._idle.put(child)
-
-    def _ask(self, child: "_Child", line: bytes) -> Verdict:
-        try:
-            return Verdict(**json.loads(child.ask(line, self._timeout_s)))
-        except TimeoutError:
-            reason = f"killed after {self._timeout_s:.1f} s"
-        except EOFError:
-            reason = "its process died"
-        except (ValueError, TypeError):
-            reason = "its process answered nonsense"
-        child.replace()
-        return without_reward("error", reason)
 
 
 class _CannotStart(RuntimeError):
@@ -124,13 +150,15 @@ class _Child:
         """Wait until the process takes a question, starting it again where that helps."""
         if self._is_ready and self._has_spoken():
             self.replace()
-        for attempt in range(_STARTS):
-            if self._is_ready:
-                return
-            if attempt > 0:
-                self.replace()
+        failures = kills = 0
+        while not self._is_ready and failures < _STARTS and kills < _MOST_KILLS:
             with suppress(TimeoutError, EOFError):
                 self._is_ready = self.ask(b"", _START_S) == READY
+            if not self._is_ready:
+                # Killed from outside, as by a tired machine: that tells nothing about starting.
+                kills += self._was_killed()
+                failures += not self._was_killed()
+                self.replace()
         if not self._is_ready:
             raise _CannotStart(
                 f"A verifier process failed to start {_STARTS} times in a row, with {_START_S} s "
@@ -177,6 +205,14 @@ class _Child:
         with suppress(subprocess.TimeoutExpired):
             process.wait(_START_S)
 
+    def _was_killed(self) -> bool:
+        process = self._process
+        if process is None:
+            return False
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(0.1) == -signal.SIGKILL
+        return False
+
     def _has_spoken(self) -> bool:
         """True if the process said something unasked. Its end counts: it closes the pipe."""
         process = self._process
@@ -196,6 +232,8 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     # A pool of threads per process would eat the address space that its limit leaves.
     environment["OPENBLAS_NUM_THREADS"] = "1"
+    # The same arithmetic whether gmpy2 is installed or not.
+    environment |= {"SYMPY_GROUND_TYPES": "python", "MPMATH_NOGMPY": "1"}
     try:
         process = subprocess.Popen(
             command,
@@ -216,21 +254,6 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
 def _kill(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def _line(problem: Problem, text: str, tokens: int) -> bytes:
-    """One question, in ASCII, so that even half a surrogate pair arrives as it was."""
-    fields = {
-        "id": problem.id,
-        "domain": problem.domain,
-        "question": problem.question,
-        "answer": problem.answer,
-        "language": problem.language,
-        "source": problem.source,
-    }
-    # One character over the limit is enough for the judge to see that it is over.
-    item = {"problem": fields, "text": text[: TEXT_LIMIT + 1], "tokens": tokens}
-    return json.dumps(item).encode("ascii") + b"\n"
 
 
 def _exchange(process: subprocess.Popen[bytes], line: bytes, deadline: float) -> bytes:

@@ -48,9 +48,9 @@ def make_group(group, prompt, answers, rewards, *, sampled=None):
             for i, tokens in enumerate(answers)
         ),
         verdicts=tuple(
-            Verdict(reward=0.0, parts={}, outcome="error")
+            Verdict(reward=0.0, parts={}, reason="error")
             if reward is None
-            else Verdict(reward=reward, parts={}, outcome="right" if reward > 0 else "wrong")
+            else Verdict(reward=reward, parts={}, reason="pass" if reward > 0 else "wrong")
             for reward in rewards
         ),
     )

@@ -47,9 +47,9 @@ def make_pair(position, index, reward):
         finish="length",
     )
     if reward is None:
-        return completion, Verdict(reward=0.0, parts={}, outcome="error")
-    outcome = "right" if reward > 0 else "wrong"
-    return completion, Verdict(reward=float(reward), parts={}, outcome=outcome)
+        return completion, Verdict(reward=0.0, parts={}, reason="error")
+    reason = "pass" if reward > 0 else "wrong"
+    return completion, Verdict(reward=float(reward), parts={}, reason=reason)
 
 
 def make_group(position, rewards):
@@ -57,7 +57,7 @@ def make_group(position, rewards):
     pairs = [make_pair(position, i, r) for i, r in enumerate(KEPT if rewards == EQUAL else rewards)]
     completions, verdicts = zip(*pairs, strict=True)
     if rewards == EQUAL:
-        verdicts = tuple(Verdict(reward=0.5, parts={}, outcome=v.outcome) for v in verdicts)
+        verdicts = tuple(Verdict(reward=0.5, parts={}, reason=v.reason) for v in verdicts)
     return Group(prompt=make_prompt(position), completions=completions, verdicts=verdicts)
 
 

@@ -112,7 +112,7 @@ def gaps(arch, dtype, temperature, *, trainer_mesh, generator_mesh):
     prompts = make_prompts(arch.vocab)
     answers = scheduler.generate(prompts)
     assert {c.finish for group in answers for c in group} == {"stop", "length"}
-    right = Verdict(reward=1.0, parts={}, outcome="right")
+    right = Verdict(reward=1.0, parts={}, reason="pass")
     minibatch = assemble_minibatch(
         [
             Group(prompt=prompt, completions=completions, verdicts=(right,) * GROUP)

@@ -89,9 +89,9 @@ def make_group(rng, number, prompt_length, lengths, rewards, *, given=()) -> Gro
             )
         )
     verdicts = tuple(
-        Verdict(reward=0.0, parts={}, outcome="error")
+        Verdict(reward=0.0, parts={}, reason="error")
         if reward is None
-        else Verdict(reward=reward, parts={}, outcome="right" if reward > 0.5 else "wrong")
+        else Verdict(reward=reward, parts={}, reason="pass" if reward > 0.5 else "wrong")
         for reward in rewards
     )
     return Group(prompt=prompt, completions=tuple(completions), verdicts=verdicts)

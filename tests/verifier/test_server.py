@@ -1,5 +1,4 @@
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -7,12 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from magistral_jax.types import Problem
 from magistral_jax.verifier.server import READY
+from magistral_jax.verifier.wire import Limits, Question, question_line
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = json.dumps({"rule": {"soft_tokens": 80, "max_tokens": 100}, "timeout_s": 0.5})
-PROBLEM = {"id": "sum", "domain": "math", "question": "2+2", "answer": "4"}
-ITEM = {"problem": PROBLEM, "text": r"<think></think>\boxed{4}", "tokens": 3}
+SETTINGS = json.dumps(
+    {"rule": {"soft_tokens": 80, "max_tokens": 100}, "config": {"timeout_s": 0.5}}
+)
+PROBLEM = Problem(id="sum", domain="math", question="2+2", answer="4")
+RIGHT = r"<think></think>\boxed{4}"
+
+
+def line(text: str = RIGHT) -> bytes:
+    return question_line(Question(PROBLEM, text, 3), Limits(0.5, 0.7))
 
 
 def serve(
@@ -22,7 +29,7 @@ def serve(
     program = f"from magistral_jax.verifier import server\n{setup}\nserver.main()"
     return subprocess.run(
         [sys.executable, "-c", program, SETTINGS],
-        input=b"".join(line + b"\n" for line in lines),
+        input=b"".join(lines),
         capture_output=True,
         timeout=timeout,
         cwd=ROOT,
@@ -37,43 +44,86 @@ def verdicts(done: subprocess.CompletedProcess) -> list[dict]:
 
 
 def test_a_line_in_is_a_line_out_until_input_ends():
-    wrong = ITEM | {"text": "4"}
-    done = serve([json.dumps(item).encode() for item in (ITEM, wrong, ITEM)])
-    assert [v["outcome"] for v in verdicts(done)] == ["right", "wrong", "right"]
+    done = serve([line(), line("4"), line()])
+    assert [v["reason"] for v in verdicts(done)] == ["pass", "format", "pass"]
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize("line", [b"{", b"[]", b'{"problem": 1}', b"\xff\xfe", b""])
-def test_a_line_it_cannot_read_is_an_error_and_not_its_end(line):
-    first, second = verdicts(serve([line, json.dumps(ITEM).encode()]))
-    assert (first["outcome"], first["reward"]) == ("error", 0)
-    assert second["outcome"] == "right"
+@pytest.mark.parametrize(
+    "bad",
+    [b"\n", b"{}\n", b"1 2\n", b"x y {}\n", b"1 2 {}\n", b'1 2 {"problem": 1}\n', b"\xff\xfe\n"],
+)
+def test_a_line_it_cannot_read_is_an_error_and_not_its_end(bad):
+    first, second = verdicts(serve([bad, line()]))
+    assert (first["reason"], first["reward"]) == ("error", 0)
+    assert second["reason"] == "pass"
 
 
-def test_an_exception_is_an_error_with_its_name():
-    setup = "def judge(*_): raise ZeroDivisionError('oh')\nserver.judge = judge"
-    (verdict,) = verdicts(serve([json.dumps(ITEM).encode()], setup=setup))
-    assert (verdict["outcome"], verdict["reason"]) == ("error", "ZeroDivisionError: oh")
+HEAD = "import os, signal, time\nfrom magistral_jax.verifier.reward import Judge\n"
 
 
-def test_memory_is_limited_and_running_out_is_an_error():
-    setup = "def judge(*_): bytearray(3 * 1024**3)\nserver.judge = judge"
-    (verdict,) = verdicts(serve([json.dumps(ITEM).encode()], setup=setup))
-    assert (verdict["outcome"], verdict["reason"][:11]) == ("error", "MemoryError")
+def instead(body: str) -> str:
+    """A judge that does this, unless a known-good answer or a known verdict is asked for."""
+    return HEAD + (
+        "old = Judge.__call__\n"
+        "def judge(self, problem, text, tokens, draw='', known=None):\n"
+        "    if problem.id == 'sum' and not known:\n"
+        f"        {body}\n"
+        "    return old(self, problem, text, tokens, draw=draw, known=known)\n"
+        "Judge.__call__ = judge"
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "reason", "detail"),
+    [
+        ("time.sleep(50)", "timeout", "stopped after 0."),
+        ("while True: pass", "timeout", "stopped after 0.5 s of CPU time"),
+        ("signal.pthread_sigmask(0, range(1, 64)); pow(7, 10**9)", "timeout", "0.5 s of CPU"),
+        ("bytearray(3 * 1024**3)", "memory", "the check ran out of memory"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "memory", "the check died 3 times, last by -11"),
+        ("os._exit(3)", "memory", "the check died 3 times, last by 3"),
+    ],
+)
+def test_an_answer_that_exhausts_a_limit_is_wrong_and_keeps_its_format(body, reason, detail):
+    verdict, after = verdicts(serve([line(), line("4")], setup=instead(body)))
+    assert verdict["reason"] == reason and detail in verdict["detail"]
+    assert verdict["parts"] == {"format": 0.1, "correct": 0, "length": 0, "language": 0}
+    assert after["reason"] == "format"
+    assert verdict["seconds"] < 10
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ("raise ZeroDivisionError('oh')", "ZeroDivisionError: oh"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "the check was killed 3 times from outside"),
+    ],
+)
+def test_our_own_faults_are_errors(body, detail):
+    verdict, _ = verdicts(serve([line(), line("4")], setup=instead(body)))
+    assert (verdict["reason"], verdict["detail"]) == ("error", detail)
+
+
+def test_a_check_that_also_fails_a_known_good_answer_is_an_error():
+    setup = HEAD + "Judge.__call__ = lambda *a, **k: time.sleep(50)"
+    (verdict,) = verdicts(serve([line()], setup=setup))
+    assert verdict["reason"] == "error" and "so did a known-good answer" in verdict["detail"]
 
 
 def test_what_a_check_prints_is_no_answer():
-    setup = "import os\ndef judge(*a): os.write(1, b'hello'); return old(*a)\n"
-    setup += "old, server.judge = server.judge, judge"
-    done = serve([json.dumps(ITEM).encode()], setup=setup)
-    assert [v["outcome"] for v in verdicts(done)] == ["right"]
-    assert done.stderr == b"hello"
+    done = serve([line()], setup=instead("os.write(1, b'hello')"))
+    assert [v["reason"] for v in verdicts(done)] == ["pass"]
+    assert b"hello" in done.stderr
 
 
-def test_a_check_that_hangs_ends_even_if_nobody_kills_it():
-    setup = "import time\nserver.judge = lambda *_: time.sleep(50)"
-    done = serve([json.dumps(ITEM).encode()], setup=setup, timeout=40)
-    assert done.returncode == -signal.SIGALRM
+def test_a_child_is_replaced_after_its_share_of_checks():
+    setup = HEAD + (
+        "server.RECYCLE = 2\n"
+        "Judge.__call__ = lambda *a, **k: server.without_reward('wrong', str(os.getpid()))"
+    )
+    pids = [v["detail"] for v in verdicts(serve([line()] * 5, setup=setup))]
+    assert pids[0] == pids[1] != pids[2] == pids[3] != pids[4]
 
 
 def test_a_process_may_be_idle_for_longer_than_a_check_may_take():
@@ -84,9 +134,9 @@ def test_a_process_may_be_idle_for_longer_than_a_check_may_take():
         assert process.stdin is not None and process.stdout is not None
         assert process.stdout.readline() == READY
         for _ in range(2):
-            process.stdin.write(json.dumps(ITEM).encode() + b"\n")
+            process.stdin.write(line())
             process.stdin.flush()
-            assert json.loads(process.stdout.readline())["outcome"] == "right"
+            assert json.loads(process.stdout.readline())["reason"] == "pass"
             time.sleep(1.5)
         process.stdin.close()
         assert process.wait(30) == 0
@@ -102,4 +152,4 @@ def test_neither_jax_nor_the_rest_of_the_package_is_loaded():
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
     )
     loaded = {name for name in done.stdout.split() if "verifier" not in name}
-    assert loaded == {"magistral_jax.types"}
+    assert loaded == {"magistral_jax.config", "magistral_jax.types"}

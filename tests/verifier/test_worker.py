@@ -12,15 +12,21 @@ from pathlib import Path
 
 import pytest
 
+from magistral_jax.config import VerifierConfig
 from magistral_jax.types import Problem
 from magistral_jax.verifier import worker
-from magistral_jax.verifier.reward import TEXT_LIMIT, RewardRule, judge
+from magistral_jax.verifier.reward import TEXT_LIMIT, Judge, RewardRule
+from magistral_jax.verifier.wire import Question, limits_of, question_line
 from magistral_jax.verifier.worker import VerifierPool
 
 PROBLEM = Problem(id="sum", domain="math", question="What is 2+2?", answer="4")
 RULE = RewardRule(soft_tokens=80, max_tokens=100)
 RIGHT = r"<think>hm</think>\boxed{4}"
 LONG_S = 60.0  # for a machine under load; no test waits this long when all is well
+
+
+def pool_of(workers: int, timeout_s: float = LONG_S) -> VerifierPool:
+    return VerifierPool(RULE, VerifierConfig(workers=workers, timeout_s=timeout_s))
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
@@ -64,51 +70,77 @@ def test_the_pool_says_what_the_judge_says():
         "",
     ]
     texts += [RIGHT.replace("4", rf"\frac{{{2 * n}}}{{n}}") for n in range(1, 100)]
-    with VerifierPool(RULE, workers=2, timeout_s=LONG_S) as pool:
+    with pool_of(2, LONG_S) as pool:
         futures = [pool.submit(PROBLEM, text, n) for n, text in enumerate(texts)]
         verdicts = [future.result(LONG_S) for future in futures]
-    assert verdicts == [judge(PROBLEM, text, n, RULE) for n, text in enumerate(texts)]
+    assert verdicts == [Judge(RULE)(PROBLEM, text, n) for n, text in enumerate(texts)]
 
 
 def test_a_huge_text_passes_and_a_larger_one_is_not_sent():
-    with VerifierPool(RULE, workers=1, timeout_s=LONG_S) as pool:
+    with pool_of(1, LONG_S) as pool:
         # Half a pair of surrogates is twelve bytes of JSON: far more than a pipe holds.
         huge = RIGHT + "\ud800" * (TEXT_LIMIT - len(RIGHT))
         assert pool.submit(PROBLEM, huge, 1).result(LONG_S).outcome == "right"
-        assert pool.submit(PROBLEM, huge + ".", 1).result(LONG_S).reason == "too long to read"
-    assert len(worker._line(PROBLEM, "x" * (5 * TEXT_LIMIT), 1)) < 2 * TEXT_LIMIT
+        assert pool.submit(PROBLEM, huge + ".", 1).result(LONG_S).detail == "too long to read"
+    long = Question(PROBLEM, "x" * (5 * TEXT_LIMIT), 1)
+    line = question_line(long, limits_of(PROBLEM, VerifierConfig()))
+    assert len(line) < 2 * TEXT_LIMIT
+
+
+def child_of(server: int) -> int:
+    """The process that judges for a server."""
+    children = Path(f"/proc/{server}/task/{server}/children")
+    until(lambda: children.read_text() != "", "the server to fork")
+    return int(children.read_text().split()[0])
 
 
 @pytest.mark.parametrize("text", [RIGHT, RIGHT + "x" * 900_000], ids=["short", "huge"])
-def test_a_process_that_hangs_is_killed_and_costs_one_completion(text):
-    with VerifierPool(RULE, workers=1, timeout_s=2.0) as pool:
+def test_a_check_that_hangs_is_stopped_and_its_answer_wrong(text):
+    with pool_of(1, 0.7) as pool:
         pool.submit(PROBLEM, RIGHT, 1).result(LONG_S)
-        (hung,) = pool.pids
+        hung = child_of(pool.pids[0])
         freeze(hung)
         start = time.monotonic()
         verdict = pool.submit(PROBLEM, text, 1).result(LONG_S)
-        assert (verdict.outcome, verdict.reason) == ("error", "killed after 2.0 s")
-        assert verdict.reward == 0 and set(verdict.parts.values()) == {0}
-        assert 2.0 <= time.monotonic() - start < 20
+        assert (verdict.outcome, verdict.reason) == ("wrong", "timeout")
+        assert dict(verdict.parts) == {"format": 0.1, "correct": 0, "length": 0, "language": 0}
+        assert 0.9 <= time.monotonic() - start < 20
         assert not is_alive(hung)
         assert pool.submit(PROBLEM, RIGHT, 1).result(LONG_S).outcome == "right"
 
 
-def test_a_process_that_dies_in_the_middle_costs_one_completion():
-    with VerifierPool(RULE, workers=1, timeout_s=LONG_S) as pool:
+@pytest.mark.parametrize("text", [RIGHT, RIGHT + "x" * 900_000], ids=["short", "huge"])
+def test_a_server_that_hangs_is_killed_and_costs_one_completion(monkeypatch, text):
+    monkeypatch.setattr(worker, "_LOADING_S", 1.0)
+    with pool_of(1, 0.1) as pool:
         pool.submit(PROBLEM, RIGHT, 1).result(LONG_S)
-        (pid,) = pool.pids
-        freeze(pid)
-        future = pool.submit(PROBLEM, RIGHT, 1)
-        until(lambda: unread_bytes(pid) > 0, "the question to be sent")
-        os.kill(pid, signal.SIGKILL)
-        verdict = future.result(LONG_S / 2)
-        assert (verdict.outcome, verdict.reason) == ("error", "its process died")
+        (hung,) = pool.pids
+        child = child_of(hung)
+        freeze(hung)
+        verdict = pool.submit(PROBLEM, text, 1).result(LONG_S)
+        assert (verdict.outcome, verdict.detail) == ("error", "its process said nothing for 2.4 s")
+        assert verdict.reward == 0 and set(verdict.parts.values()) == {0}
+        assert not is_alive(hung)
+        until(lambda: not is_alive(child), "the child to end with its server")
         assert pool.submit(PROBLEM, RIGHT, 1).result(LONG_S).outcome == "right"
 
 
+@pytest.mark.parametrize("victim", ["server", "child"])
+def test_a_process_killed_from_outside_in_the_middle_costs_nothing(victim):
+    with pool_of(1) as pool:
+        pool.submit(PROBLEM, RIGHT, 1).result(LONG_S)
+        server = pool.pids[0]
+        child = child_of(server)
+        freeze(child)
+        future = pool.submit(PROBLEM, RIGHT, 1)
+        until(lambda: unread_bytes(child) > 0, "the question to be sent")
+        os.kill(server if victim == "server" else child, signal.SIGKILL)
+        assert future.result(LONG_S / 2).outcome == "right"
+        until(lambda: not is_alive(child), "the child to end")
+
+
 def test_a_process_that_died_while_idle_costs_nothing():
-    with VerifierPool(RULE, workers=1, timeout_s=LONG_S) as pool:
+    with pool_of(1, LONG_S) as pool:
         pool.submit(PROBLEM, RIGHT, 1).result(LONG_S)
         (pid,) = pool.pids
         os.kill(pid, signal.SIGKILL)
@@ -128,7 +160,7 @@ def core_limit():
 def test_a_process_sees_no_jax_no_secret_and_no_terminal(monkeypatch, core_limit):
     monkeypatch.setenv("SOME_API_TOKEN", "hush")
     monkeypatch.setenv("PYTHONPATH", "/nowhere/else")
-    with VerifierPool(RULE, workers=1, timeout_s=LONG_S) as pool:
+    with pool_of(1, LONG_S) as pool:
         pool.submit(PROBLEM, RIGHT, 1).result(LONG_S)
         (pid,) = pool.pids
         root = Path(f"/proc/{pid}")
@@ -136,7 +168,8 @@ def test_a_process_sees_no_jax_no_secret_and_no_terminal(monkeypatch, core_limit
         assert b"hush" not in (root / "environ").read_bytes()
         assert b":/nowhere/else\0" in (root / "environ").read_bytes()
         allowed = {b"PATH", b"LD_LIBRARY_PATH", b"PYTHONHOME", b"PYTHONPATH"}
-        assert names <= allowed | {b"OPENBLAS_NUM_THREADS", b""}
+        ours = {b"OPENBLAS_NUM_THREADS", b"SYMPY_GROUND_TYPES", b"MPMATH_NOGMPY", b""}
+        assert names <= allowed | ours
         assert "jaxlib" not in (root / "maps").read_text()
         limits = (root / "limits").read_text()
         assert f"Max address space         {2 * 1024**3}" in limits
@@ -145,7 +178,7 @@ def test_a_process_sees_no_jax_no_secret_and_no_terminal(monkeypatch, core_limit
 
 
 def test_ctrl_c_does_not_reach_a_process():
-    with VerifierPool(RULE, workers=1, timeout_s=LONG_S) as pool:
+    with pool_of(1, LONG_S) as pool:
         pool.submit(PROBLEM, RIGHT, 1).result(LONG_S)
         (pid,) = pool.pids
         os.kill(pid, signal.SIGINT)
@@ -154,7 +187,7 @@ def test_ctrl_c_does_not_reach_a_process():
 
 
 def test_closing_ends_every_process_and_wakes_every_waiter():
-    pool = VerifierPool(RULE, workers=2, timeout_s=LONG_S)
+    pool = pool_of(2, LONG_S)
     wait([pool.submit(PROBLEM, RIGHT, 1) for _ in range(4)], LONG_S)
     pids = pool.pids
     for pid in pids:
@@ -180,7 +213,7 @@ SERVE = "from magistral_jax.verifier import server\nserver.main()"
 
 def test_starting_takes_nothing_from_the_time_of_a_check(monkeypatch):
     run_instead(monkeypatch, f"import time\ntime.sleep(2.5)\n{SERVE}")
-    with VerifierPool(RULE, workers=1, timeout_s=2.0) as pool:
+    with pool_of(1, 2.0) as pool:
         assert pool.submit(PROBLEM, RIGHT, 1).result(LONG_S).outcome == "right"
 
 
@@ -190,7 +223,7 @@ def test_starting_takes_nothing_from_the_time_of_a_check(monkeypatch):
 def test_a_process_that_never_starts_fails_every_future(monkeypatch, program):
     monkeypatch.setattr(worker, "_START_S", 0.5)
     run_instead(monkeypatch, program)
-    with VerifierPool(RULE, workers=2, timeout_s=LONG_S) as pool:
+    with pool_of(2, LONG_S) as pool:
         futures = [pool.submit(PROBLEM, RIGHT, 1) for _ in range(6)]
         for future in futures:
             with pytest.raises(RuntimeError, match="failed to start 3 times in a row"):
@@ -202,7 +235,7 @@ def test_a_process_that_fails_to_start_once_is_started_again(monkeypatch, tmp_pa
     once = f"import pathlib, sys\nmark = pathlib.Path({str(mark)!r})\n"
     once += "if not mark.exists(): mark.touch(); sys.exit(1)\n"
     run_instead(monkeypatch, once + SERVE)
-    with VerifierPool(RULE, workers=1, timeout_s=LONG_S) as pool:
+    with pool_of(1, LONG_S) as pool:
         assert pool.submit(PROBLEM, RIGHT, 1).result(LONG_S).outcome == "right"
     assert mark.exists()
 
@@ -210,7 +243,7 @@ def test_a_process_that_fails_to_start_once_is_started_again(monkeypatch, tmp_pa
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
-        ("'x' * 10**8", "its process died"),
+        ("'x' * 10**8", "its process died 3 times"),
         ("'nonsense\\n'", "its process answered nonsense"),
         ("'{}\\n'", "its process answered nonsense"),
         ("'\\n\\n'", "its process answered nonsense"),
@@ -219,11 +252,11 @@ def test_a_process_that_fails_to_start_once_is_started_again(monkeypatch, tmp_pa
 def test_a_process_that_babbles_is_replaced(monkeypatch, reply, reason):
     babble = "import sys\nprint('ready', flush=True)\n"
     run_instead(monkeypatch, babble + f"for _ in sys.stdin: print({reply}, end='', flush=True)")
-    with VerifierPool(RULE, workers=1, timeout_s=LONG_S) as pool:
+    with pool_of(1, LONG_S) as pool:
         pids = set()
         for _ in range(2):
             verdict = pool.submit(PROBLEM, RIGHT, 1).result(LONG_S)
-            assert (verdict.outcome, verdict.reason) == ("error", reason)
+            assert (verdict.outcome, verdict.detail) == ("error", reason)
             pids |= set(pool.pids)
         assert len(pids) == 2
 
@@ -232,11 +265,11 @@ def test_a_process_that_stops_listening_is_replaced(monkeypatch):
     run_instead(
         monkeypatch, "import os, time\nos.close(0)\nprint('ready', flush=True)\ntime.sleep(99)"
     )
-    with VerifierPool(RULE, workers=1, timeout_s=LONG_S) as pool:
-        assert pool.submit(PROBLEM, RIGHT, 1).result(LONG_S).reason == "its process died"
+    with pool_of(1, LONG_S) as pool:
+        assert pool.submit(PROBLEM, RIGHT, 1).result(LONG_S).detail == "its process died 3 times"
 
 
 def test_a_command_that_does_not_exist_is_told_at_once(monkeypatch):
     monkeypatch.setattr(worker, "_COMMAND", ("/nonexistent/python",))
     with pytest.raises(RuntimeError, match="could not be started"):
-        VerifierPool(RULE, workers=1, timeout_s=1.0)
+        pool_of(1, 1.0)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
+from signal import SIGKILL
 from types import TracebackType
 
 from magistral_jax.types import UserError
@@ -92,7 +93,7 @@ class Sandbox:
 
     def run(self, job: Job) -> Ran:
         """Run one program to its end. Raises ValueError for names that leave the folder."""
-        return self._run_all([job])[0]
+        return self._run_steadily([job])[0]
 
     def run_linked(self, first: Job, second: Job) -> tuple[Ran, Ran]:
         """Run two programs at once, each in a sandbox of its own, joined by two pipes.
@@ -100,7 +101,7 @@ class Sandbox:
         What one writes to its descriptor 3 the other reads from its descriptor 4. When one ends,
         the other reads an end of file.
         """
-        ran = self._run_all([first, second])
+        ran = self._run_steadily([first, second])
         return ran[0], ran[1]
 
     def found(self) -> Found:
@@ -193,6 +194,12 @@ class Sandbox:
             return True
         self.notes.append(f"{compiler} does not work inside: {ran.ended} {ran.code} {ran.stderr!r}")
         return False
+
+    def _run_steadily(self, jobs: list[Job]) -> list[Ran]:
+        """Run again, once, what a killer from outside (a machine out of memory) may have ended."""
+        ran = self._run_all(jobs)
+        is_odd = any(r.ended == "lost" or (r.ended, r.code) == ("signal", SIGKILL) for r in ran)
+        return self._run_all(jobs) if is_odd else ran
 
     def _run_all(self, jobs: list[Job]) -> list[Ran]:
         message = frames.pack(
