@@ -51,13 +51,17 @@ class Parser(Atoms):
     def statements(self) -> Node:
         """A bare list, or its only item."""
         items, words = [self.either()], set[str]()
-        while self.take(",") or self.take(";"):
+        separators = set[str]()
+        while (separator := self.peek()) in (",", ";") and self.take(separator):
+            separators.add(separator)
             for word in ("and", "or"):
                 if self.take_word(word):
                     words.add(word)
             items.append(self.either())
         if len(items) == 1:
             return items[0]
+        if len(separators) > 1:
+            raise Unreadable("commas and semicolons in one list")
         last = items[-1]
         # 1, 2 or 3: the last comma is a word
         if isinstance(last, Joined) and last.word == "or":

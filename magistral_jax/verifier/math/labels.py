@@ -11,7 +11,7 @@ from magistral_jax.verifier.math.dates import moment
 
 _BARE = re.compile(
     r'(?:"(?:option|choice|answer)" ?"?(?:is|:)?"?:? ?)?'
-    r'(?:(?P<bracket>[(\[]) ?"?(?P<inside>[A-Ja-j])"? ?[)\]]|"?(?P<bare>[A-J])"?)[.):]?',
+    r'(?:(?P<bracket>\() ?"?(?P<inside>[A-J])"? ?\)|"?(?P<bare>[A-J])"?)[.):]?',
     re.IGNORECASE,
 )
 _WITH_TEXT = re.compile(

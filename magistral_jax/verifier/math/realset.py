@@ -62,8 +62,12 @@ def real_set(node: Node, place: Place) -> RealSet:
             return real_set(a, place).intersection(real_set(b, place))
         case Apply("setminus", (a, b)):
             return real_set(a, place).intersection(real_set(b, place).complement())
-        case Apply("builder", (Symbol() | Relation((Symbol(), Constant("R")), ("in",)), condition)):
-            return real_set(condition, place)
+        case Apply(
+            "builder", (Symbol(name) | Relation((Symbol(name), Constant("R")), ("in",)), rule)
+        ):
+            if _variable(rule) != name:
+                raise Unreadable("a condition on something else")
+            return real_set(rule, place)
         case Joined(word, items):
             sets = [real_set(item, place) for item in items]
             if len({_variable(item) for item in items}) > 1:

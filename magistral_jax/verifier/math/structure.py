@@ -139,7 +139,7 @@ def _named_value(node: Node) -> Node | None:
             return value
         case Relation((Symbol(), value), ("in",)):
             return value
-        case Relation((Group("(", ")", names), Group() as value), ("=",)) if all(
+        case Relation((Group("(", ")", names), Group("(", ")") as value), ("=",)) if all(
             isinstance(name, Symbol) for name in names
         ):
             return value
