@@ -3,6 +3,7 @@
 import ast
 import builtins
 import sys
+import warnings
 from collections.abc import Iterator
 
 
@@ -13,7 +14,7 @@ def names_used(code: str) -> tuple[list[str], list[str]]:
     a `math` of its own under the tests. Only where the tests use no other name is the function
     that they call first meant (MBPP tests one named `sum`). Raises SyntaxError.
     """
-    tree = ast.parse(code)
+    tree = _parsed(code)
     bound = set(_bound(tree))
     used = {
         node.id: None
@@ -31,7 +32,7 @@ def names_used(code: str) -> tuple[list[str], list[str]]:
 
 def with_call(test_code: str, entry_point: str) -> str:
     """HumanEval's test code, with the call of `check` that some copies of it leave out."""
-    tree = ast.parse(test_code)
+    tree = _parsed(test_code)
     defines = any(isinstance(n, ast.FunctionDef) and n.name == "check" for n in tree.body)
     calls = any(
         isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "check"
@@ -40,6 +41,12 @@ def with_call(test_code: str, entry_point: str) -> str:
         for node in ast.walk(statement)
     )
     return f"{test_code}\ncheck({entry_point})\n" if defines and not calls else test_code
+
+
+def _parsed(code: str) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # the data set's affair
+        return ast.parse(code)
 
 
 def _bound(tree: ast.AST) -> Iterator[str]:
