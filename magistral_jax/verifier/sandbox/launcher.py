@@ -7,7 +7,6 @@ of, use the standard library only.
 """
 
 import os
-import resource
 import select
 import sys
 import tempfile
@@ -198,17 +197,9 @@ def _serve(runs: list[Run], parent: int | None) -> None:
             next_look = time.monotonic() + TICK_S
 
 
-def _lift_limits() -> None:
-    """As far as may be: the judge's limits on itself are not meant for programs."""
-    for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_STACK):
-        hard = resource.getrlimit(limit)[1]
-        resource.setrlimit(limit, (hard, hard))
-
-
 def main() -> None:
     """Take the setting, say whether it can be had, then run jobs until the input ends."""
     parent = kernel.pidfd(os.getppid())
-    _lift_limits()
     setting, _ = frames.read(0)
     try:
         launcher = Launcher(setting, parent)

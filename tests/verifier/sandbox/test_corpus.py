@@ -26,6 +26,7 @@ CHOICE = [
     "sum",
     "large-input",
     "child-process",
+    "shares-memory-with-children",
     "raises",
     "kills-itself",
     "endless-recursion",
