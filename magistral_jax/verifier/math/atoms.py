@@ -9,6 +9,7 @@ from fractions import Fraction
 
 from magistral_jax.verifier.math import digits
 from magistral_jax.verifier.math.caps import MAX_DEPTH, Unreadable
+from magistral_jax.verifier.math.matrices import determinant
 from magistral_jax.verifier.math.nodes import (
     EMPTY_SET,
     Apply,
@@ -394,17 +395,3 @@ class Atoms(ABC):
 _FACTOR_COMMANDS = frozenset(
     ("frac", "sqrt", "binom", "pi", "emptyset", "lfloor", "lceil", "begin", "mathbb", *_ACCENTS)
 )
-
-
-def determinant(node: Node) -> Node:
-    """The sum of products of a square matrix of at most three rows. Raises Unreadable else."""
-    if not isinstance(node, Matrix) or not 1 <= len(node.rows) == len(node.rows[0]) <= 3:
-        raise Unreadable("no small square matrix")
-    if len(node.rows) == 1:
-        return node.rows[0][0]
-    terms: list[Node] = []
-    for column, item in enumerate(node.rows[0]):
-        minor = Matrix(tuple(row[:column] + row[column + 1 :] for row in node.rows[1:]))
-        term = Apply("*", (item, determinant(minor)))
-        terms.append(Apply("neg", (term,)) if column % 2 else term)
-    return Apply("+", tuple(terms))

@@ -189,7 +189,7 @@ class Parser(Atoms):
         wrap, factor = _unwrapped(factor)
         if not is_number or not (starts_with_digit or _is_plain_fraction(factor)):
             factor = wrap(factor)
-            if starts_with_digit and not _ends_in_factorial(node):
+            if starts_with_digit and not _may_touch_digits(node):
                 raise Unreadable("a number behind a factor")
             return Apply("*", (node, factor))
         assert isinstance(node, Num)
@@ -242,9 +242,11 @@ def _is_plain_fraction(node: Node) -> bool:
     return digits_of(node) is not None and isinstance(node, Apply)
 
 
-def _ends_in_factorial(node: Node) -> bool:
+def _may_touch_digits(node: Node) -> bool:
+    """True behind 3! and (-1)^n, where a digit can only begin a new factor."""
     last = node.args[-1] if isinstance(node, Apply) and node.name == "*" else node
-    return isinstance(last, Apply) and last.name == "factorial"
+    is_power = isinstance(last, Apply) and last.name == "^" and bool(variables(last))
+    return is_power or (isinstance(last, Apply) and last.name == "factorial")
 
 
 def _unwrapped(node: Node) -> tuple[Callable[[Node], Node], Node]:

@@ -1,8 +1,8 @@
 """Answers that name something: a choice, yes or no, a date, a time of day.
 
-Decisions: a choice is one capital letter, alone or in brackets, and may be followed by the text of
-the option (`(B) 5` is B); brackets make its case irrelevant. Yes is not true. A date without its
-year is not the date with it; a time without AM or PM is on the clock of 24 hours.
+Decisions: a choice is one capital letter, alone or in brackets, and may be followed by the number
+that the option gives (`(B) 5` is B); brackets make its case irrelevant. Yes is not true. A date
+without its year is not the date with it; a time without AM or PM is on the clock of 24 hours.
 """
 
 import re
@@ -16,7 +16,7 @@ _BARE = re.compile(
 )
 _WITH_TEXT = re.compile(
     r'(?:\( ?"?([A-J])"? ?\)|"?([A-J])"?[).:]) ?'
-    r'(?P<text>-?[0-9.]+|\\frac ?\{[0-9]+\}\{[0-9]+\}|(?:"[A-Za-z]{2,}" ?){1,4})'
+    r"(?:-?[0-9.,]+|-?[0-9]*\\frac ?\{[0-9]+\}\{[0-9]+\}|-?[0-9]*\\sqrt ?\{[0-9]+\})%?"
 )
 _WORD_ANSWERS = frozenset(["yes", "no", "true", "false"])
 
@@ -50,6 +50,6 @@ def _choice(text: str) -> tuple[str, bool] | None:
         if match["bracket"] is None and letter.islower():
             return None
         return letter, match["bracket"] is not None
-    if (match := _WITH_TEXT.fullmatch(text)) and '"or"' not in text and '"and"' not in text:
+    if match := _WITH_TEXT.fullmatch(text):
         return match[1] or match[2], False
     return None

@@ -2,8 +2,10 @@ r"""Whether two expressions are one number or one function, by values at points 
 
 Two constants are equal if they agree to nearly all digits computed, and there are more digits than
 either text can hide a difference in. Two functions are equal if they agree at every point where
-both have a real value; points lie on both sides of zero, so \sqrt{x^2} is not x. Agreement at
-points of many digits is taken for equality; no symbolic step follows it.
+both have a real value; points lie on both sides of zero, so \sqrt{x^2} is not x. So \ln x^2 is
+2 \ln x, as it is meant where x > 0; but where one side alone has bars, as in \ln |x|, they are
+there for the other numbers, and both must have real values at the same points. Agreement at points
+of many digits is taken for equality; no symbolic step follows it.
 """
 
 import random
@@ -65,7 +67,10 @@ def proportional(f: Node, g: Node, is_positive: bool) -> bool:
         return False
     quotients: list[Complex] = []
     for left, right, size in _values(f, g, names):
-        if min(abs(left), abs(right)) <= size * _tolerance():
+        are_zero = [abs(value) <= size * _tolerance() for value in (left, right)]
+        if all(are_zero):
+            continue
+        if any(are_zero):
             return False
         quotient = left / right
         if quotients and abs(quotient - quotients[0]) > abs(quotient) * _tolerance() * 1000:
@@ -137,21 +142,26 @@ def _same_constant(a: Node, b: Node) -> bool:
 def _values(a: Node, b: Node, names: frozenset[str]) -> Iterator[tuple[Complex, Complex, Real]]:
     """Both values, and the size of the largest number on the way, where both have real ones."""
     is_complex = any(n == Constant("i") for tree in (a, b) for n in walk(tree))
+    is_one_barred = _has_bars(a) != _has_bars(b)
     with mp.workdps(_digits_for(names, a, b)):
         for point in _points(names):
-            evaluator = Evaluator(point)
+            sides = Evaluator(point), Evaluator(point)
             try:
-                left, right = evaluator.value(a), evaluator.value(b)
+                left, right = sides[0].value(a), sides[1].value(b)
             except Unreadable:
                 continue
-            size = evaluator.largest
-            imaginary = max(abs(left.imag), abs(right.imag))
-            if is_complex or imaginary <= size * _tolerance():
+            size = max(side.largest for side in sides)
+            are_real = [side.is_real for side in sides]
+            if is_complex or all(are_real) or (is_one_barred and any(are_real)):
                 yield left, right, size
 
 
+def _has_bars(node: Node) -> bool:
+    return any(isinstance(n, Apply) and n.name == "abs" for n in walk(node))
+
+
 def _points(names: frozenset[str]) -> Iterator[dict[str, Real]]:
-    """Points with a fixed seed: small positive ones, then of either sign, then whole numbers.
+    """Points with a fixed seed: small positive ones, then of either sign, then whole.
 
     One empty point if there are no names.
     """
@@ -170,12 +180,19 @@ def _points(names: frozenset[str]) -> Iterator[dict[str, Real]]:
         for _ in range(times):
             point = {name: mpmath.mpf(dice.randrange(10**20)) / 10**20 for name in ordered}
             point = {name: low + (high - low) * value for name, value in point.items()}
-            if LOG_BASE in point:
-                point[LOG_BASE] = 2 + abs(point[LOG_BASE])
-            yield point
+            yield _with_log_base(point)
+    for sign in (1, -1):  # where a floor jumps
+        point = {name: mpmath.mpf(sign * (i + 3)) for i, name in enumerate(ordered)}
+        yield _with_log_base(point)
     if names <= _WHOLE_NAMES:
         for start in range(2, 7):
             yield {name: mpmath.mpf(start + 3 * i) for i, name in enumerate(ordered)}
+
+
+def _with_log_base(point: dict[str, Real]) -> dict[str, Real]:
+    if LOG_BASE in point:
+        point[LOG_BASE] = 2 + abs(point[LOG_BASE])
+    return point
 
 
 def _is_infinite(node: Node) -> bool:

@@ -30,6 +30,8 @@ class Evaluator:
     def __init__(self, point: Mapping[str, Real]) -> None:
         self.point = point
         self.largest = mpmath.mpf(0)
+        self.is_real = True
+        """False once a value on the way had an imaginary part."""
         self.scale = 0
         """Digits before or behind the point of the largest or smallest power, product, quotient."""
 
@@ -40,6 +42,7 @@ class Evaluator:
         if not mpmath.isfinite(size) or (size and abs(mpmath.mag(size)) > _MAX_LOG2):
             raise Unreadable("no finite value")
         self.largest = max(self.largest, size)
+        self.is_real = self.is_real and _is_real(result)
         if size and isinstance(node, Apply) and node.name in _MULTIPLYING:
             self.scale = max(self.scale, abs(int(mpmath.mag(size))) * 3 // 10)
         return result

@@ -106,6 +106,8 @@ def _condition(node: Relation, place: Place) -> RealSet:
         raise Unreadable("no variable by itself")
     if node.signs == ("in",) and at == [0]:
         return real_set(node.parts[1], place)
+    if len(node.signs) > 1 and not any(set(node.signs) <= way for way in _WAYS):
+        raise Unreadable("a chain in two directions")
     total = _joined([(_LOWEST, _HIGHEST)])
     for i, sign in enumerate(node.signs):
         left, right = node.parts[i], node.parts[i + 1]
@@ -118,6 +120,7 @@ def _condition(node: Relation, place: Place) -> RealSet:
     return total
 
 
+_WAYS = ({"<", "<="}, {">", ">="})
 _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 
 

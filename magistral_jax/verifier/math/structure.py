@@ -9,11 +9,10 @@ Decisions:
 - a number in a base other than ten equals only what names its base, too: 1011_2 = 11_{10}.
 """
 
-from fractions import Fraction
-
 from magistral_jax.verifier.math.caps import Unreadable
 from magistral_jax.verifier.math.exact import exact
 from magistral_jax.verifier.math.judge import Judge, Verdict, either, every, in_order
+from magistral_jax.verifier.math.matrices import as_matrix
 from magistral_jax.verifier.math.nodes import (
     Apply,
     Based,
@@ -60,7 +59,7 @@ def same_tree(gold: Node, candidate: Node, judge: Judge) -> Verdict:
         return judge.equal(gold, candidate)
     if _has_name(gold, "ratio") or _has_name(candidate, "ratio"):
         return _same_ratio(gold, candidate, judge)
-    matrices = _matrix(gold, candidate), _matrix(candidate, gold)
+    matrices = as_matrix(gold, candidate), as_matrix(candidate, gold)
     if matrices[0] is not None or matrices[1] is not None:
         return _same_matrix(matrices[0], matrices[1], judge)
     return _same_statement(gold, candidate, judge)
@@ -251,39 +250,6 @@ def _may_be_time(node: Apply) -> bool:
     return all(v is not None and v.denominator == 1 and 0 <= v < 60 for v in values) and all(
         v is not None and v >= 10 for v in values[1:]
     )
-
-
-def _matrix(node: Node, other: Node) -> Matrix | None:
-    """The matrix, with a factor multiplied in; nested brackets count if the other is a matrix."""
-    match node:
-        case Matrix():
-            return node
-        case Apply("neg", (inner,)) if found := _matrix(inner, other):
-            return _times(found, Num(Fraction(-1)))
-        case Apply("*", (factor, inner)) if is_expression(factor) and (
-            found := _matrix(inner, other)
-        ):
-            return _times(found, factor)
-        case Apply("*" | "/", (inner, factor)) if is_expression(factor) and (
-            found := _matrix(inner, other)
-        ):
-            factor = factor if node.name == "*" else Apply("/", (Num(Fraction(1)), factor))
-            return _times(found, factor)
-        case Apply("^", (Matrix(rows), Symbol("T"))):
-            return Matrix(tuple(zip(*rows, strict=True)))
-        case Group("[", "]", (Matrix() as inner,)):
-            return inner
-        case Group("[", "]", items) if isinstance(other, Matrix):
-            rows = tuple(item.items for item in items if isinstance(item, Group))
-            if len(rows) == len(items) and len({len(row) for row in rows}) == 1:
-                return Matrix(rows)
-            return None
-        case _:
-            return None
-
-
-def _times(matrix: Matrix, factor: Node) -> Matrix:
-    return Matrix(tuple(tuple(Apply("*", (factor, item)) for item in row) for row in matrix.rows))
 
 
 def _same_matrix(gold: Matrix | None, candidate: Matrix | None, judge: Judge) -> Verdict:

@@ -130,6 +130,8 @@ def read(text: str, at: int) -> tuple[Fraction, Dimension, int] | None:
             return None
         power = int(match["exponent"] or 1)
         if named := (match["power"] or match["after"]):
+            if match["exponent"]:
+                return None
             power = 2 if named.lower().startswith("sq") else 3
         power *= sign
         factor *= unit[0] ** power

@@ -109,6 +109,25 @@ def test_math_verify_finds_the_generated_pairs_hard():
         ("1000000!", "1000000!"),
         (r"\sum_{i=1}^n i^2", r"\sum_{i=1}^{n} i^{2}"),
         ("√2/2", r"\frac{1}{\sqrt2}"),
+        (r"]1,2[ \cup [3,4[", r"(1,2)\cup[3,4)"),
+        (r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", "-2"),
+        (r"\left[\begin{array}{cc}1&2\end{array}\right]", r"\begin{pmatrix}1&2\end{pmatrix}"),
+        (r"33\frac{1}{3}\%", r"\frac13"),
+        (r"22\frac12^\circ", "22.5"),
+        (r"\overline{3+4i}", "3-4i"),
+        (r"2\operatorname{cis}(30^\circ)", r"\sqrt3+i"),
+        (r"\frac{7!}{3!4!}", "35"),
+        (r"(-2)^n", "(-1)^n 2^n"),
+        (r"{7 \choose 3}", "35"),
+        (r"5 \over 9", r"\frac59"),
+        (r"\underline{\large 5}", "5"),
+        (r"5\,\mathrm{m\,s^{-1}}", r"5\text{ m/s}"),
+        (r"-1^\circ", "-1"),
+        (r"\sqrt{x}\sqrt{y}", r"\sqrt{xy}"),
+        (r"\sqrt{x^2}", "|x|"),
+        (r"\emptyset", r"\text{empty set}"),
+        ("5:30\\text{ p.m.}", "17:30"),
+        ("January 5th, 2021", "Jan. 5, 2021"),
         ("\u0663", "3"),  # an Arabic-Indic digit
         ("5\u200b", "5"),
     ],
@@ -137,6 +156,15 @@ def test_one_answer_in_two_spellings(gold, candidate):
         ("AB", "BA"),
         (r"\frac{dy}{dx}", r"\frac yx"),
         (r"\sqrt{x^2}", "x"),
+        (r"\ln|x|", r"\ln x"),
+        (r"\lfloor x\rfloor + \lceil x\rceil", r"2\lfloor x\rfloor+1"),
+        (r"\overline{5}", "5"),
+        (r"\{x \mid y>2\}", r"(2,\infty)"),
+        ("[x,y)=(1,2)", "(x,y)=(1,2)"),
+        ("[1,2;3,4]", "[1;2;3,4]"),
+        ("x > 3", "3 < x > 1"),
+        ("A", r"\text{(A) is wrong}"),
+        ("A", "[A)"),
         (r"(-8)^{1/3}", "-2"),
         (r"\log 100", "2"),
         (r"\log x", r"\ln x"),
@@ -189,6 +217,11 @@ def test_different_or_unreadable_answers_are_refused(a, b):
 )
 def test_a_candidate_may_not_only_say_the_problem_again(gold, restated):
     assert not same_answer(gold, restated)
+
+
+def test_a_bare_or_is_a_hedge_where_the_gold_is_a_list():
+    assert not same_answer("3, 4", "3 or 4") and not same_answer(r"\{3, 4\}", "3 or 4")
+    assert same_answer("3, 4", "x=3 or x=4") and same_answer("4 or 3", "3 or 4")
 
 
 def test_order_matters_only_where_the_gold_says_so():
