@@ -27,7 +27,7 @@ from magistral_jax.verifier.sandbox.job import COMPILED_STACK, Job, Limits, Ran
 CASES = [*PLAIN, *ALL_ATTACKS, *COMPILED, *COMPILED_X86, *COMPILING]
 CPU_S = 1.0
 LOAD_S = 0.5
-"""What other work on the machine may add to a time-out; test_sandbox.py is stricter."""
+"""What a sudden load may add to a time-out; test_sandbox.py is stricter."""
 COMPILE = Limits(cpu_s=4.0, memory_bytes=1_000_000_000, file_bytes=32_000_000)
 SECRET = b"NOBODY-MAY-READ-THIS"
 SHARED = ("/tmp", "/var/tmp", "/dev/shm")
@@ -171,7 +171,10 @@ def judge(case: Case, sandbox: Sandbox, outside: Outside) -> dict:
         faults.append("the secret got out")
     if ran.files:
         faults.append(f"kept {list(ran.files)}")
-    if ran.ended == "timeout" and ran.wall_s > 1.5 * CPU_S + LOAD_S and not in_compiler:
+    # On a busy machine a program has to wait for its time, of which the backstop knows.
+    load = max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
+    latest_s = CPU_S * min(1.5 * load, 4.0) + LOAD_S
+    if ran.ended == "timeout" and ran.wall_s > latest_s and not in_compiler:
         faults.append(f"slow: told after {ran.wall_s:.2f} s")
     about = {"name": case.name, "how": how, "code": ran.code, "seconds": round(seconds, 3)}
     about |= {

@@ -189,12 +189,34 @@ def test_a_sleeper_is_told_within_one_and_a_half_limits(sandbox):
     assert 1.3 < ran.wall_s < 1.5
 
 
-def test_a_lost_launcher_costs_one_run(sandbox):
-    process = sandbox._process
-    killer = threading.Timer(0.3, process.kill)
-    killer.start()
+def kill_launchers(sandbox: Sandbox, times: int) -> threading.Thread:
+    """Kills the launcher of now, and the next ones, each 0.3 s into its life."""
+
+    def kill() -> None:
+        killed = None
+        for _ in range(times):
+            while sandbox._process in (None, killed):
+                time.sleep(0.01)
+            killed = sandbox._process
+            time.sleep(0.3)
+            killed.kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    return thread
+
+
+def test_a_run_whose_launcher_dies_is_run_again(sandbox):
+    thread = kill_launchers(sandbox, 1)
+    ran = python(sandbox, "import time; time.sleep(1); print(4)")
+    thread.join()
+    assert (ran.ended, ran.stdout) == ("exit", b"4\n")
+
+
+def test_a_run_is_lost_with_its_second_launcher(sandbox):
+    thread = kill_launchers(sandbox, 2)
     ran = python(sandbox, "import time; time.sleep(60)")
-    killer.join()
+    thread.join()
     assert ran.ended == "lost" and b"ended" in ran.stderr
     assert python(sandbox, "print(4)").stdout == b"4\n"
 
