@@ -26,7 +26,7 @@ _DISK_LOOKS = 10
 """Looks between two at what a run has on disk, where no sized tmpfs holds it."""
 _DISK_FILES = 8192
 _SWEEP_S = 10.0
-"""For a supervisor to end what it supervises; then it is killed, too."""
+"""For a supervisor to end what it supervises; after that the launcher gives up."""
 
 
 class Run:
@@ -225,8 +225,7 @@ class Run:
         deadline = time.monotonic() + _SWEEP_S
         while self._report in self._open:
             if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                os.kill(self._pid, signal.SIGKILL)
-                return
+                raise TimeoutError("a supervisor does not end")
             if not self._drain(self._report):
                 self._open.discard(self._report)
 
