@@ -19,7 +19,7 @@ from magistral_jax.verifier.format import last_box
 from magistral_jax.verifier.math.caps import Unreadable, is_bounded
 from magistral_jax.verifier.math.clean import clean, readings, spelled
 from magistral_jax.verifier.math.exact import exact
-from magistral_jax.verifier.math.extract import final_answer
+from magistral_jax.verifier.math.extract import final_answer, final_answers
 from magistral_jax.verifier.math.grammar import parse
 from magistral_jax.verifier.math.judge import Judge, Verdict, either
 from magistral_jax.verifier.math.labels import same_label
@@ -36,14 +36,11 @@ def math_equal(gold: str, pred: str, mode: Mode = "answer") -> bool:
     `gold` may be one, or hold a box.
     """
     if mode == "text":
-        found = final_answer(pred)
-        if found is None:
-            return False
         if (boxed := last_box(gold)) is not None:
             gold = boxed
         elif "\n" in gold or len(gold) > 200:
             gold = final_answer(gold) or gold
-        return same_answer(gold, found)
+        return any(same_answer(gold, found) for found in final_answers(pred))
     return same_answer(gold, pred)
 
 
