@@ -78,6 +78,12 @@ WRITING = [
 ]
 
 PROCESSES = [
+    # Owning is allowed here and there; the victim is looked at afterwards.
+    right(
+        "signals-victim-through-a-pipe",
+        "import fcntl, os\nr, w = os.pipe()\ntry:\n  fcntl.fcntl(r, fcntl.F_SETOWN, @VICTIM@)\n  fcntl.fcntl(r, fcntl.F_SETSIG, 9)\n  fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC)\n  os.write(w, b'x')\nexcept OSError: pass\nprint(4)",
+        "4\n",
+    ),
     held("kills-victim", "os.kill(@VICTIM@, 9)"),
     held("kills-parent-group", "os.killpg(os.getpgid(os.getppid()) or [][0], 9)"),
     held("signals-victim-by-thread", "call(234, @VICTIM@, @VICTIM@, 9)"),

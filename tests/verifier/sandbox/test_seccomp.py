@@ -20,10 +20,11 @@ _NAMES = [
     "fchmodat",
     "unshare",
     "truncate",
+    "fcntl",
 ]
 CALLS = {
-    "x86_64": dict(zip(_NAMES, (0, 56, 41, 53, 62, 302, 141, 268, 272, 76), strict=True)),
-    "aarch64": dict(zip(_NAMES, (63, 220, 198, 199, 129, 261, 140, 53, 97, 45), strict=True)),
+    "x86_64": dict(zip(_NAMES, (0, 56, 41, 53, 62, 302, 141, 268, 272, 76, 72), strict=True)),
+    "aarch64": dict(zip(_NAMES, (63, 220, 198, 199, 129, 261, 140, 53, 97, 45, 25), strict=True)),
 }
 
 
@@ -98,6 +99,9 @@ def test_a_program_with_its_callers_uid_is_refused_more(machine):
     assert answer(program, arch, calls["kill"], 55, 9) == ALLOW
     assert answer(program, arch, calls["kill"], 56, 9) == refused(errno.EPERM)
     assert answer(program, arch, calls["kill"], 2**64 - 1, 9) == refused(errno.EPERM)
+    for set_owner in (8, 15):
+        assert answer(program, arch, calls["fcntl"], 0, set_owner, 77) == refused(errno.EPERM)
+    assert answer(program, arch, calls["fcntl"], 0, 4, 0o4000) == ALLOW
 
 
 def test_other_architectures_and_unknown_calls_do_not_exist(machine):
