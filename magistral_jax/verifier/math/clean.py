@@ -89,6 +89,8 @@ _DECORATION = re.compile(
     r"|small|normalsize|mathbf|mathit|mathrm|mathsf|mathcal|thinspace|noindent)(?![A-Za-z{])"
     r"|\\underline(?=\{)"
 )
+# No blank inside the second sign and no digit behind it: else it is money.
+_MATH_SPAN = re.compile(r"(?<![\\$])\$([^\s$](?:[^$\n]*?[^\s$\\])?)\$(?!\d)")
 _FRENCH = re.compile(
     r"(^|[ =]|\\(?:cup|cap|in) ?)"
     r"(?:\]([^\[\]()]*[,;][^\[\]()]*)([\[\]])|\[([^\[\]()]*[,;][^\[\]()]*)\[)"
@@ -113,6 +115,9 @@ def clean(text: str) -> str:
     text = text.strip()
     text = text[:-1] if re.search(r"(?<!\\)\\$", text) else text  # half of a forced blank
     text = _without_frame(text)
+    text = _MATH_SPAN.sub(r"\1", text) if text.count("$") == 2 else text
+    if r"\begin" not in text:  # else a line break; here an escape too many
+        text = re.sub(r"\\\\(?=[A-Za-z]{2})", r"\\", text)
     text = text.replace(r"\\%", "%").replace(r"\%", "%")
     text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))", "°", text)
     text = _GROUPED.sub(lambda m: m[1] + re.sub(r"[^0-9]", "", m[2]), text)

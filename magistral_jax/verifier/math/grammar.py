@@ -138,7 +138,7 @@ class Parser(Atoms):
         while scale := _SCALE_WORDS.match(self.text, self.at):
             node = Apply("*", (node, Num(Fraction(SCALES[scale[1].lower()]))))
             self.at = scale.end()
-        if self.take_word("percent"):
+        if self.take_word("percent") or self.take_word("pct"):
             return Apply("/", (node, Num(Fraction(100))))
         if isinstance(node, Words) or (unit := units.read(self.text, self.at)) is None:
             return node

@@ -33,7 +33,7 @@ SCALES = {
 }
 
 WORDS = frozenset(
-    "or and nor not all no yes of to by per cm mm km nm dm ft yd mi kg mg lb lbs oz hr "
+    "or and nor not all no yes of to by per pct cm mm km nm dm ft yd mi kg mg lb lbs oz hr "
     "hrs min mins sec secs ml mL cc mph kph rad deg day sq cup usd eur gal pt qt amp ohm "
     "one two three six ten men boy jan feb mar apr may jun jul aug sep oct nov dec mon tue wed "
     "thu fri sat sun the for kw hz pa".lower().split()
