@@ -38,7 +38,6 @@ class Suite:
     """Run after, before the first step."""
     prompt: str = ""
     """What the program goes on from."""
-    entry_point: str = ""
 
 
 def asserts_suite(asserts: tuple[str, ...], setup: str) -> Suite:
@@ -56,7 +55,6 @@ def code_suite(test_code: str, entry_point: str, prompt: str, setup: str) -> Sui
         before=prompt,
         setup=setup,
         prompt=prompt,
-        entry_point=entry_point,
     )
 
 
@@ -102,7 +100,7 @@ def _run_from(
     here = files(__package__ or "")
     plain = here.joinpath("plain.py").read_bytes()
     server = Job(
-        argv=(sandbox.python, "-B", "serve.py", suite.entry_point),
+        argv=(sandbox.python, "-B", "serve.py"),
         files={
             "plain.py": plain,
             "serve.py": here.joinpath("serve.py").read_bytes(),

@@ -1,6 +1,6 @@
 """Inside the sandbox, in the program's process: runs the program, then does what the tester asks.
 
-Runs as `python serve.py ENTRY_POINT` beside plain.py, program.py and prompt.py. The program can
+Runs as `python serve.py` beside plain.py, program.py and prompt.py. The program can
 take over this process altogether; all that it gains is to answer for itself. What is expected of
 it is in another sandbox, with the tester, to which nothing but plain data goes.
 """
@@ -22,7 +22,7 @@ def main():
     for fd, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY)):
         os.dup2(os.open(os.devnull, flags), fd)
     try:
-        module = _load(sys.argv[1])
+        module = _load()
     except BaseException as failure:
         link.send(["failed", _told(failure)])
         return
@@ -35,7 +35,7 @@ def main():
         link.send([number, *_answer(module, request)])
 
 
-def _load(entry_point):
+def _load():
     """The module that the program makes, after the prompt or as the prompt's continuation."""
     with open("program.py", encoding="utf-8") as file:
         program = file.read()
@@ -45,13 +45,11 @@ def _load(entry_point):
         return _run(program)
     try:
         module = _run(prompt)
-        before = module.__dict__.get(entry_point)
         exec(compile(program, "solution.py", "exec"), module.__dict__)
-        if module.__dict__.get(entry_point) is not before:
-            return module
+        return module
     except SyntaxError:
-        pass
-    return _run(prompt + program)
+        # A bare body: no program by itself, but the rest of the prompt's function.
+        return _run(prompt + program)
 
 
 def _run(source):

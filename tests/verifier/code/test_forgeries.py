@@ -147,6 +147,7 @@ def test_limits_hold_in_calls(sandbox, kind, reason):
         "def f(x): return x * x",
         "import sys\ndef f(x):\n    print('noise'); sys.stderr.write('noise'); return x * x",
         "class I(int): pass\ndef f(x): return I(x * x)",
+        "def f(x):\n    print('noise' * 1_000_000); return x * x",
         "f = lambda x: x * x",
         "def f(x): return x * x\nif __name__ == '__main__': 1 / 0",
         "class f:\n    def __new__(cls, x): return x * x",
@@ -156,6 +157,14 @@ def test_the_honest_pass(sandbox, code):
     for tests in (ASSERTS, CHECK, CALLS):
         judged = judge(tests, code, sandbox)
         assert judged.reason == "pass", judged
+
+
+def test_an_answer_to_another_question_is_none(sandbox):
+    code = (
+        "import json, os\ndef f(x):\n    data = json.dumps([999, 'value', x * x, []]).encode()\n"
+        "    os.write(3, len(data).to_bytes(4, 'big') + data)\n    return x * x"
+    )
+    assert judge(ASSERTS, code, sandbox).detail == "the program answers another question"
 
 
 def test_a_completion_goes_on_from_its_prompt(sandbox):
