@@ -13,6 +13,7 @@ import resource
 import select
 import signal
 import stat
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -180,15 +181,22 @@ def _assert_fenced(launcher: int) -> None:
 
 
 def _kill_tree(proc: int) -> None:
-    """Stop, then kill, process by process, until no new one turns up."""
+    """Kill process by process until none is left to wait for.
+
+    One look is not enough: what its parent leaves behind at that moment may be nowhere to be seen.
+    """
     watch = Watch(proc, os.getpid())
-    stopped: set[int] = set()
-    while new := set(watch.pids()) - stopped:
-        for pid in new:
-            _signal(pid, signal.SIGSTOP)
-        stopped |= new
-    for pid in stopped:
-        _signal(pid, signal.SIGKILL)
+    try:
+        while True:
+            # What is stopped forks no more, so that a bomb is outrun before it is killed.
+            for number in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in watch.pids():
+                    _signal(pid, number)
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+            time.sleep(0.001)
+    except ChildProcessError:
+        return
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
