@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from magistral_jax.types import Reason
-from magistral_jax.verifier.code.names import names_used, with_call
+from magistral_jax.verifier.code.names import is_start_of, names_used, with_call
 from magistral_jax.verifier.code.stdio import Result, failure_of
 from magistral_jax.verifier.grade import shown
 from magistral_jax.verifier.sandbox.job import Job, Limits, Ran
@@ -48,7 +48,11 @@ def asserts_suite(asserts: tuple[str, ...], setup: str) -> Suite:
 
 
 def code_suite(test_code: str, entry_point: str, prompt: str, setup: str) -> Suite:
-    """Test code such as HumanEval's, which is one test. Raises SyntaxError."""
+    """Test code such as HumanEval's, which is one test. Raises SyntaxError.
+
+    A prompt in prose has nothing to go on from, and no helpers.
+    """
+    prompt = prompt if is_start_of(entry_point, prompt) else ""
     return Suite(
         steps=(with_call(test_code, entry_point),),
         names=[entry_point],

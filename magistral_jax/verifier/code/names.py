@@ -49,6 +49,16 @@ def _parsed(code: str) -> ast.Module:
         return ast.parse(code)
 
 
+def is_start_of(entry_point: str, prompt: str) -> bool:
+    """Whether the prompt is code that starts this function; else it is prose about it."""
+    try:
+        body = _parsed(prompt).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    return any(isinstance(node, kinds) and node.name == entry_point for node in body)
+
+
 def _bound(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):

@@ -159,6 +159,15 @@ def test_the_honest_pass(sandbox, code):
         assert judged.reason == "pass", judged
 
 
+@pytest.mark.parametrize("prompt", ["Write f, which squares.", "Squaring", "", "x = 1 / 0"])
+def test_a_prompt_in_prose_is_not_run(sandbox, prompt):
+    tests = CodeTests(
+        test_code="def check(c): assert c(3) == 9\ncheck(f)", entry_point="f", prompt=prompt
+    )
+    assert judge(tests, "def f(x): return x * x", sandbox).reason == "pass"
+    assert judge(tests, "def f(x): return x", sandbox).reason == "wrong"
+
+
 def test_an_answer_to_another_question_is_none(sandbox):
     code = (
         "import json, os\ndef f(x):\n    data = json.dumps([999, 'value', x * x, []]).encode()\n"
