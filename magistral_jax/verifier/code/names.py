@@ -55,8 +55,11 @@ def is_start_of(entry_point: str, prompt: str) -> bool:
         body = _parsed(prompt).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-    return any(isinstance(node, kinds) and node.name == entry_point for node in body)
+    return any(
+        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and node.name == entry_point
+        for node in body
+    )
 
 
 def _bound(tree: ast.AST) -> Iterator[str]:
