@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from magistral_jax.verifier.math import symbolic
 from magistral_jax.verifier.math.equal import is_readable_gold, math_equal, same_answer, settle
 
 HERE = Path(__file__).parent
 DATA = os.environ.get("MAGISTRAL_DATA")
 PAIRS = runpy.run_path(str(HERE / "pairs.py"))
+assert symbolic  # loaded here, so that no example waits for it
 HELD_OUT = runpy.run_path(str(HERE / "held_out.py"))["PAIRS"]
 
 
@@ -77,6 +79,9 @@ def test_math_verify_finds_the_generated_pairs_hard():
         (r"3/4\pi", r"\frac{3\pi}{4}"),
         (r"\ln x^2", r"2\ln x"),
         (r"\sqrt[3]{-8}", "-2"),
+        (r"\sqrt[3]{-2}", r"-\sqrt[3]{2}"),
+        ("$28$ %", r"28\%"),
+        (r"\\frac{1}{2}", r"\frac12"),
         (r"(-1)^n", r"\cos(n\pi)"),
         (r"\frac{\log 8}{\log 2}", "3"),
         (r"90^\circ", r"\frac{\pi}{2}"),
@@ -165,6 +170,11 @@ def test_one_answer_in_two_spellings(gold, candidate):
         ("x > 3", "3 < x > 1"),
         ("A", r"\text{(A) is wrong}"),
         ("A", "[A)"),
+        (r"\sqrt2+0." + "0" * 70 + "1", r"\sqrt2"),
+        ("0.11...", "1/9"),
+        ("(" * 31 + "1" + ")" * 31, "1"),
+        (r"5\text{ square cm}^2", r"5\text{ cm}^2"),
+        ("3/4/2020", "2020-03-04"),
         (r"(-8)^{1/3}", "-2"),
         (r"\log 100", "2"),
         (r"\log x", r"\ln x"),
@@ -222,6 +232,10 @@ def test_a_candidate_may_not_only_say_the_problem_again(gold, restated):
 def test_a_bare_or_is_a_hedge_where_the_gold_is_a_list():
     assert not same_answer("3, 4", "3 or 4") and not same_answer(r"\{3, 4\}", "3 or 4")
     assert same_answer("3, 4", "x=3 or x=4") and same_answer("4 or 3", "3 or 4")
+
+
+def test_lengths_are_compared_before_items():
+    assert settle("(1,2)", "(1,2,3)") is False and settle("1, 2, 3", "1, 2") is False
 
 
 def test_order_matters_only_where_the_gold_says_so():
