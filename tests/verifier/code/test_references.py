@@ -88,7 +88,8 @@ def agrees_plainly(program: str, stdio) -> bool:
             done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=6)
         except subprocess.TimeoutExpired:
             return False
-        if done.returncode != 0 or json.loads(done.stdout) != json.loads(expected):
+        # In JSON 0 is not false, though Python takes them for equal.
+        if done.returncode != 0 or repr(json.loads(done.stdout)) != repr(json.loads(expected)):
             return False
     return True
 
