@@ -21,13 +21,14 @@ LAW = {
     "types": set(),
     "config": set(),
     "arrays": {"types"},
+    "rows": {"types"},
     "rules": {"config"},
     "settings": {"types", "config", "rules"},
     "tokenizer": {"types", "config"},
     "model": {"types", "config"},
-    "data": {"types", "config", "tokenizer"},
+    "data": {"types", "config", "rows", "tokenizer"},
     "generator": {"types", "config", "model"},
-    "verifier": {"types", "config"},
+    "verifier": {"types", "config", "rows"},
     "batch": BASE,
     "trainer": BASE | {"model"},
     "weights": {"types", "config", "model"},
@@ -40,7 +41,7 @@ LAW = {
     "recipes": BASE | ROOMS | SERVICES,
     "build": BASE | ROOMS | SERVICES | {"recipes", "settings"},
     "run": BASE | ROOMS | SERVICES | {"settings", "build"},
-    "tools": BASE | ROOMS | SERVICES | {"recipes", "settings", "build", "run"},
+    "tools": BASE | {"rows"} | ROOMS | SERVICES | {"recipes", "settings", "build", "run"},
     "__main__": BASE | SERVICES | {"recipes", "tools", "settings", "build", "run"},
 }
 
@@ -129,7 +130,13 @@ def test_only_the_command_line_prints(path):
     )
 
 
-VERIFIER = [f"magistral_jax.verifier.{p.stem}" for p in sorted(PACKAGE.glob("verifier/[!_]*.py"))]
+# Programs for the sandbox, where they lie beside each other and are no modules of a package.
+INSIDE = {"serve", "tester"}
+VERIFIER = [
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    for path in sorted(PACKAGE.glob("verifier/**/[!_]*.py"))
+    if path.stem not in INSIDE
+]
 
 
 @pytest.mark.parametrize("module", ["magistral_jax.types", *VERIFIER])

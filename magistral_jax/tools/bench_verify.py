@@ -42,9 +42,12 @@ _FORMULAS = (
 _ADD = "for _ in range(int(input())):\n    print(sum(map(int, input().split())))"
 _CPP = """#include <bits/stdc++.h>
 int main() {
-    std::map<std::string, std::vector<int>> seen;
-    for (std::string word; std::cin >> word;) seen[word].push_back(seen.size());
-    for (auto& [word, places] : seen) std::cout << word << ' ' << places.size() << '\\n';
+    int n;
+    std::cin >> n;
+    std::vector<int> values(n);
+    for (int& value : values) std::cin >> value;
+    std::sort(values.begin(), values.end());
+    std::cout << values[n / 2] << '\\n';
 }
 """
 

@@ -13,8 +13,9 @@ import inspect
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 from magistral_jax.types import Problem, UserError
 from magistral_jax.verifier.code.extract import first_block
@@ -31,16 +32,16 @@ def load_own(path: str) -> Callable[[Problem, Format], Grade]:
         if not colon:
             raise ValueError("there is no colon in it")
         grader: Any = getattr(import_module(module), name)
-        grader = grader() if inspect.isclass(grader) else grader
+        if inspect.isclass(grader):
+            grader = grader()
         if not callable(grader):
             raise TypeError(f"it is a {type(grader).__name__}, which cannot be called")
-        chosen: Grader = grader
     except Exception as fault:
         raise UserError(
             f"verifier.own is {path!r}; it must be package.module:callable, and cannot be loaded: "
             f"{type(fault).__name__}: {fault}"
         ) from fault
-    return lambda problem, form: grade_by(chosen, problem, form)
+    return partial(grade_by, cast(Grader, grader))
 
 
 def grade_by(grader: Grader, problem: Problem, form: Format) -> Grade:

@@ -234,7 +234,6 @@ def _exchange(to: int, back: int, line: bytes, clock: _Clock) -> bytes:
 
 def _serve(judge: Judge, requests: int, answers: int) -> NoReturn:
     """The child: it answers line by line until nobody asks any more."""
-    sys.setrecursionlimit(10_000)
     with os.fdopen(requests, "rb") as lines:
         for line in lines:
             try:

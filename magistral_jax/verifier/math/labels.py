@@ -28,9 +28,11 @@ def same_label(a: str, b: str) -> bool | None:
         return words[0] == words[1]
     chosen, other = _choice(a), _choice(b)
     if chosen is not None and other is not None:
-        (letter_a, loose_a), (letter_b, loose_b) = chosen, other
+        (letter_a, loose_a, has_text_a), (letter_b, loose_b, has_text_b) = chosen, other
         if letter_a.upper() != letter_b.upper():
             return False
+        if has_text_a and has_text_b:
+            return None  # the numbers must agree as well
         return True if letter_a == letter_b or (loose_a and loose_b) else None
     moments = moment(a), moment(b)
     if moments[0] is not None and moments[1] is not None:
@@ -43,13 +45,13 @@ def _word(text: str) -> str | None:
     return plain if plain in _WORD_ANSWERS else None
 
 
-def _choice(text: str) -> tuple[str, bool] | None:
-    """The letter, and whether brackets say that it is a choice in either case."""
+def _choice(text: str) -> tuple[str, bool, bool] | None:
+    """The letter, whether brackets make its case irrelevant, whether a number follows."""
     if match := _BARE.fullmatch(text):
         letter = match["inside"] or match["bare"]
         if match["bracket"] is None and letter.islower():
             return None
-        return letter, match["bracket"] is not None
+        return letter, match["bracket"] is not None, False
     if match := _WITH_TEXT.fullmatch(text):
-        return match[1] or match[2], False
+        return match[1] or match[2], False, True
     return None
