@@ -170,6 +170,7 @@ def test_one_answer_in_two_spellings(gold, candidate):
         ("x > 3", "3 < x > 1"),
         ("A", r"\text{(A) is wrong}"),
         ("A", "[A)"),
+        ("(B) 12", "(B) 13"),
         (r"\sqrt2+0." + "0" * 70 + "1", r"\sqrt2"),
         ("0.11...", "1/9"),
         ("(" * 31 + "1" + ")" * 31, "1"),
