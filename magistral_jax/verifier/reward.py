@@ -137,10 +137,12 @@ class Judge:
         """Whether `pred` says `gold`, as a verdict without reward; see `math.equal.math_equal`."""
         if known:
             return without_reward(known, "")
-        if mode == "answer" and (is_same := settle(gold, pred)) is not None:
-            return without_reward("pass" if is_same else "wrong", "")
-        self._load(PARSERS)
-        return without_reward("pass" if math_equal(gold, pred, mode) else "wrong", "")
+        if mode == "answer":
+            is_same = self._is_same(gold, pred)
+        else:
+            self._load(PARSERS)
+            is_same = math_equal(gold, pred, mode)
+        return without_reward("pass" if is_same else "wrong", "")
 
     def _grade(self, problem: Problem, form: Format, draw: str) -> Grade:
         if self._own is not None:
@@ -151,15 +153,22 @@ class Judge:
         return self._grade_code(problem, form.answer_part, draw)
 
     def _grade_math(self, gold: str, answer: str) -> Grade:
-        is_same = settle(gold, answer)
-        if is_same is None:
-            self._load(PARSERS)
-            is_same = same_answer(gold, answer)
-        if is_same:
+        if self._is_same(gold, answer):
             return Grade(1.0, "pass")
         if not is_readable_gold(gold):
             return Grade(0.0, "error", f"the reference {shown(gold)} cannot be read")
         return Grade(0.0, "wrong", f"{shown(answer)} is not {shown(gold)}")
+
+    def _is_same(self, gold: str, answer: str) -> bool:
+        """As `math.equal.same_answer`, loading what it needs only where it needs it."""
+        try:
+            is_same = settle(gold, answer)
+        except RecursionError:  # nested without end: no answer
+            return False
+        if is_same is None:
+            self._load(PARSERS)
+            is_same = same_answer(gold, answer)
+        return is_same
 
     def _grade_code(self, problem: Problem, answer_part: str, draw: str) -> Grade:
         block = first_block(answer_part)
