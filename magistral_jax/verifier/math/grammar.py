@@ -31,6 +31,7 @@ from magistral_jax.verifier.math.nodes import (
 from magistral_jax.verifier.math.words import SCALES
 
 _RELATIONS = {"=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!=", r"\in": "in"}
+_NEW_FACTOR = re.compile(r"\s*[0-9]+ ?[!^]")
 _SCALE_WORDS = re.compile(r'\s*"(dozen|hundred|thousand|million|billion|trillion)"', re.IGNORECASE)
 
 
@@ -189,7 +190,8 @@ class Parser(Atoms):
         wrap, factor = _unwrapped(factor)
         if not is_number or not (starts_with_digit or _is_plain_fraction(factor)):
             factor = wrap(factor)
-            if starts_with_digit and not _may_touch_digits(node):
+            is_new_factor = _NEW_FACTOR.match(self.text, start) and _may_touch_digits(node)
+            if starts_with_digit and not is_new_factor:
                 raise Unreadable("a number behind a factor")
             return Apply("*", (node, factor))
         assert isinstance(node, Num)
@@ -243,7 +245,7 @@ def _is_plain_fraction(node: Node) -> bool:
 
 
 def _may_touch_digits(node: Node) -> bool:
-    """True behind 3! and (-1)^n, where a digit can only begin a new factor."""
+    """True behind 3! and (-1)^n, where 4! and 2^n can only be new factors."""
     last = node.args[-1] if isinstance(node, Apply) and node.name == "*" else node
     is_power = isinstance(last, Apply) and last.name == "^" and bool(variables(last))
     return is_power or (isinstance(last, Apply) and last.name == "factorial")
