@@ -304,7 +304,8 @@ def _limit_itself() -> None:
     for limit, most in ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_CORE, 0)):
         hard = resource.getrlimit(limit)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(limit, (most, most))
+        # The soft limit only: programs in the sandbox inherit these, and have limits of their own.
+        resource.setrlimit(limit, (most, hard))
     # Ctrl-C is the parent's to handle: it ends its children by closing their input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
