@@ -25,6 +25,8 @@ OPEN_FILES = 128
 ADDRESS_SPACE = 32 * 1024**3
 """Far more than any program needs; it bounds the page tables that one can make."""
 _SLACK = 1024**3
+_STACKS = 20
+"""Threads that may have stacks at once: the whole of a stack counts as data."""
 # Not /usr/local and the like, where the machine's owner installs things.
 _USR = ("bin", "sbin", "lib", "lib32", "lib64", "libexec", "include", "share")
 _SYSTEM = (*(f"/usr/{name}" for name in _USR), *(f"/{name}" for name in _USR[:5]))
@@ -273,7 +275,7 @@ def _allow_no_more(plan: Plan) -> None:
     """Hard limits. Those on memory are backstops: the launcher watches what is in use."""
     limits = plan.spec["limits"]
     stack = limits["stack_bytes"]
-    data = limits["memory_bytes"] + _SLACK + 4 * stack
+    data = limits["memory_bytes"] + _SLACK + _STACKS * stack
     seconds = int(limits["cpu_s"]) + 2
     wanted = [
         (resource.RLIMIT_CPU, seconds),

@@ -17,6 +17,13 @@ CHECK = CodeTests(
 )
 CALLS = CodeTests(stdio=(("7\n", "49"), ("8\n", "64")), entry_point="f", time_limit_s=1.0)
 
+FORGED_STOP = """
+import json, os
+def f(x):
+    data = json.dumps([2, "raised", "StopIteration", ""]).encode()
+    os.write(3, len(data).to_bytes(4, "big") + data)
+    os._exit(0)"""
+
 FORGERIES = {
     "leaves in loading": "import os\nos._exit(0)",
     "leaves in a call": "import os\ndef f(x): os._exit(0)",
@@ -226,6 +233,11 @@ def test_a_completion_goes_on_from_its_prompt(sandbox):
          "class E(ValueError): pass\ndef f(): raise E", "pass"),
         ("try:\n    f()\nexcept BaseException:\n    pass", "", "import os\ndef f(): os._exit(0)",
          "wrong"),
+        ("assert all(map(lambda x: f(x) == 4, [2]))", "", "def f(x): raise StopIteration", "wrong"),
+        ("for a in map(f, [1]):\n    assert a == 4", "", "def f(x): raise StopIteration", "wrong"),
+        ("assert all(map(lambda x: f(x) == 4, [2]))", "", FORGED_STOP, "wrong"),
+        ("assert next(f()) == 1", "", "def f(): return iter([1])", "pass"),
+        ("assert f([1]) == (1,)", "", "f = tuple", "pass"),
         ("assert f(lambda: 1) == 1", "", "def f(x): return x()", "error"),
         ("assert f(", "", "f = abs", "error"),
         ("assert True", "", "def f(): pass", "error"),
@@ -234,6 +246,13 @@ def test_a_completion_goes_on_from_its_prompt(sandbox):
 def test_data_crosses_and_objects_stay(sandbox, asserts, setup, code, reason):
     judged = judge(CodeTests(asserts=(asserts,), setup=setup), code, sandbox)
     assert judged.reason == reason, judged
+
+
+def test_unreadable_arguments_are_only_so_if_they_are(sandbox):
+    code = "import sys\ndef f(x): sys.exit(70)"
+    assert judge(CALLS, code, sandbox).reason == "wrong"
+    broken = CodeTests(stdio=(("7 8\n", "49"),), entry_point="f")
+    assert judge(broken, code, sandbox).reason == "error"
 
 
 def test_a_fraction_of_assertions(sandbox):

@@ -49,6 +49,11 @@ COMPILED = [
         '#include <thread>\n#include <cstdio>\nint main() { int x = 0; std::thread t([&] { x = 4; }); t.join(); printf("%d", x); }',
         "4",
     ),
+    cpp_right(
+        "many-threads",
+        '#include <atomic>\n#include <thread>\n#include <vector>\n#include <cstdio>\nint main() { std::atomic<int> x = 0; std::vector<std::thread> t; for (int i = 0; i < 16; i++) t.emplace_back([&] { while (x < i) {} x++; }); for (auto& one : t) one.join(); printf("%d", x.load()); }',
+        "16",
+    ),
     cpp_bad("segfault", "int main() { *(volatile int*)0 = 1; }", "signal"),
     cpp_bad("abort", f"{_HEAD}int main() {{ abort(); }}", "signal"),
     cpp_bad(
