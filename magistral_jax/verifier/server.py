@@ -48,6 +48,7 @@ RECYCLE = 2000
 _NEEDS = b"needs "
 _LINE_LIMIT = 1_000_000
 _MOST_WALL = 4
+_LOOK_S = 0.5
 _TRIES = 3
 _FDS = 256  # more than a server ever has open
 _OUT_OF_MEMORY = 9  # the child's exit code
@@ -186,11 +187,17 @@ class _Clock:
     def __init__(self, pid: int, limits: Limits) -> None:
         self._path = f"/proc/{pid}/schedstat"
         self._limits = limits
+        self._pool = os.getppid()
         self._cpu, self._waited = self._usage()
         self._start = time.monotonic()
 
     def left(self) -> float:
-        """Seconds for which nothing need be looked at. Raises TimeoutError when all is used."""
+        """Seconds for which nothing need be looked at. Raises TimeoutError when all is used.
+
+        Raises SystemExit once the pool is dead, which an unread pipe does not tell.
+        """
+        if os.getppid() != self._pool:
+            sys.exit()
         wall = time.monotonic() - self._start
         cpu, waited = self._usage()
         cpu_left = self._limits.cpu_s - (cpu - self._cpu)
@@ -199,7 +206,7 @@ class _Clock:
             raise TimeoutError(f"stopped after {self._limits.cpu_s:.1f} s of CPU time")
         if wall_left <= 0 or wall > _MOST_WALL * self._limits.wall_s:
             raise TimeoutError(f"stopped after {wall:.1f} s")
-        return max(0.01, min(cpu_left, wall_left))
+        return max(0.01, min(cpu_left, wall_left, _LOOK_S))
 
     def _usage(self) -> tuple[float, float]:
         try:
@@ -296,7 +303,10 @@ def main() -> None:
             verdict = server.judge(line)
         except ValueError as failure:  # a line without limits
             verdict = without_reward("error", f"a question that cannot be read: {failure}"[:200])
-        answers.write(verdict_line(verdict))
+        try:
+            answers.write(verdict_line(verdict))
+        except BrokenPipeError:  # nobody waits for it any more
+            break
     server.close()
 
 

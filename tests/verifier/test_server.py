@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,7 @@ def test_our_own_faults_are_errors(body, detail):
 
 
 def test_a_check_that_also_fails_a_known_good_answer_is_an_error():
-    setup = HEAD + "Judge.__call__ = lambda *a, **k: time.sleep(50)"
+    setup = HEAD + "Judge.__call__ = Judge.compare = lambda *a, **k: time.sleep(50)"
     (verdict,) = verdicts(serve([line()], setup=setup))
     assert verdict["reason"] == "error" and "so did a known-good answer" in verdict["detail"]
 
@@ -153,3 +154,36 @@ def test_neither_jax_nor_the_rest_of_the_package_is_loaded():
     )
     loaded = {name for name in done.stdout.split() if "verifier" not in name}
     assert loaded == {"magistral_jax.config", "magistral_jax.types"}
+
+
+def test_a_server_and_its_check_end_when_their_pool_is_killed(tmp_path):
+    """A pool that is killed in the middle of a check cannot tell; nothing may outlive it."""
+    mark = tmp_path / "pids"
+    body = f"open({str(mark)!r}, 'w').write(f'{{os.getppid()}} {{os.getpid()}}'); time.sleep(50)"
+    program = f"from magistral_jax.verifier import server\n{instead(body)}\nserver.main()"
+    pool = (
+        "import subprocess, sys\n"
+        "server = subprocess.Popen(sys.argv[1:5], stdin=subprocess.PIPE)\n"
+        "server.stdin.write(sys.argv[5].encode()); server.stdin.flush(); server.wait()"
+    )
+    question = question_line(Question(PROBLEM, RIGHT, 3), Limits(60.0, 60.0)).decode()
+    command = [sys.executable, "-c", pool, sys.executable, "-c", program, SETTINGS, question]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as pools:
+        wait_until(lambda: mark.exists() and " " in mark.read_text(), 30)
+        pids = mark.read_text().split()
+        pools.kill()
+    wait_until(lambda: not any(is_alive(pid) for pid in pids), 2)
+
+
+def is_alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
