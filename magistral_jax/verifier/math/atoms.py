@@ -39,7 +39,7 @@ _ACCENTS = ("overline", "vec", "hat", "tilde", "overrightarrow", "widehat", "dot
 _MATRICES = ("pmatrix", "bmatrix", "Bmatrix", "matrix", "smallmatrix", "vmatrix", "array")
 _CLOSING = {"(": (")", "]"), "[": ("]", ")"), r"\{": (r"\}",), r"\langle": (r"\rangle",)}
 _TOKEN = re.compile(r'\\[A-Za-z]+|\\.|"[^"]*"|.', re.DOTALL)
-_SUBSCRIPT = re.compile(r"_ ?(?:\{([A-Za-z0-9+\-*,. \"]{1,20})\}|([A-Za-z0-9]))")
+_SUBSCRIPT = re.compile(r"_ ?(?:\{([A-Za-z0-9+\-*,. \"\\]{1,20})\}|([A-Za-z0-9]))")
 _UNIT_NAMES = "cm mm km nm dm ft yd mi kg mg lb oz hr ml mL kw hz pa qt pt"
 _TWO_LETTER_UNITS = frozenset(_UNIT_NAMES.split())
 _NUMBER_START = re.compile(r"[0-9]|\.[0-9]")
@@ -227,9 +227,9 @@ class Atoms(ABC):
         if name in FUNCTIONS:
             return self.function(name)
         if name in _CALLS:
-            self.need("(", "{")
+            opening = self.need("(", "{", r"\{")
             inner = self.statements()
-            self.need(")", "}")
+            self.need({"(": ")", "{": "}"}.get(opening, r"\}"))
             is_list = isinstance(inner, Group) and inner.opening == ""
             items = inner.items if isinstance(inner, Group) and is_list else (inner,)
             if name == "cbrt":
@@ -243,7 +243,7 @@ class Atoms(ABC):
                 return Apply("conjugate", (inner,))
             if not isinstance(inner, Symbol | Constant):
                 raise Unreadable("an accent over more than a name")
-            return Symbol(f"{name}({inner.name})")
+            return self.named(f"{name}({inner.name})")
         match name:
             case "frac":
                 return self.fraction()

@@ -43,7 +43,8 @@ _CHARACTERS = str.maketrans(
     | {"≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx "}
     | {"±": r"\pm ", "∓": r"\mp ", "∞": r"\infty ", "√": r"\sqrt ", "∛": r"\sqrt[3]"}
     | {"∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "∖": r"\setminus "}
-    | {"ℝ": r"\mathbb{R}", "º": "°", "˚": "°", "∘": "°", "，": ",", "、": ",", "；": ";"}
+    | {"ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℚ": r"\mathbb{Q}", "ℕ": r"\mathbb{N}"}
+    | {"ℂ": r"\mathbb{C}", "º": "°", "˚": "°", "∘": "°", "，": ",", "、": ",", "；": ";"}
     | {"．": ".", "。": ".", "：": ":", "％": "%", "（": "(", "）": ")", "［": "[", "］": "]"}
     | {"′": "'", "’": "'", "…": r"\ldots ", "⌊": r"\lfloor ", "⌋": r"\rfloor "}
     | {"⌈": r"\lceil ", "⌉": r"\rceil ", "⟨": r"\langle ", "⟩": r"\rangle ", "∣": "|"}
@@ -85,7 +86,8 @@ _STYLE = re.compile(
     r"|mathcal|boldsymbol|operatorname\*?|bf|rm)\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
 _DECORATION = re.compile(
-    r"\\(?:color|hspace\*?|vspace\*?|textcolor|phantom|hphantom)\s*\{[^{}]*\}|\\(?:underline|large|Large"
+    r"\\(?:color|hspace\*?|vspace\*?|textcolor)\s*\{[^{}]*\}|\\h?phantom\s*(?:\{[^{}]*\}|[^{}\s\\])"
+    r"|\\(?:underline|large|Large"
     r"|small|normalsize|mathbf|mathit|mathrm|mathsf|mathcal|thinspace|noindent)(?![A-Za-z{])"
     r"|\\underline(?=\{)"
 )
@@ -95,6 +97,17 @@ _FRENCH = re.compile(
     r"(^|[ =]|\\(?:cup|cap|in) ?)"
     r"(?:\]([^\[\]()]*[,;][^\[\]()]*)([\[\]])|\[([^\[\]()]*[,;][^\[\]()]*)\[)"
 )
+# Behind a row of a matrix: more room below it, or rows without anything.
+_ROW_END = re.compile(
+    r"\\\\(?:\s*\[-?[0-9.]+ ?(?:pt|em|ex|mm|cm)\])?(?:\s*\\\\(?:\[-?[0-9.]+ ?(?:pt|em)\])?)*"
+)
+_ANNOUNCED = re.compile(r'^(?:"the" )?(?:"final" )?"answer"(?: "is" ?:?| ?:) ?', re.IGNORECASE)
+_WORDINGS = {
+    '"empty" "set"': r"\emptyset ",
+    '"per" "cent"': '"percent"',
+    '"degrees" "Celsius"': "°C",
+    '"degrees" "Fahrenheit"': "°F",
+}
 _COMMAND = re.compile(r"\\([A-Za-z]+|.|\n)[ ]*", re.DOTALL)
 _LETTERS = re.compile(r'"[^"]*"|\\[A-Za-z]+|[A-Za-z]+')
 _MONEY = re.compile(
@@ -118,7 +131,9 @@ def clean(text: str) -> str:
     text = _MATH_SPAN.sub(r"\1", text) if text.count("$") == 2 else text
     if r"\begin" not in text:  # else a line break; here an escape too many
         text = re.sub(r"\\\\(?=[A-Za-z]{2})", r"\\", text)
-    text = text.replace(r"\\%", "%").replace(r"\%", "%")
+    else:
+        text = _ROW_END.sub(r"\\\\", text)
+    text = text.replace(r"\\%", "%").replace(r"\%", "%").replace("{:}", ":")
     text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))", "°", text)
     text = _GROUPED.sub(lambda m: m[1] + re.sub(r"[^0-9]", "", m[2]), text)
     text = re.sub(r"\\(?:thinspace|,)(?![A-Za-z])", r"\\,", text)
@@ -128,6 +143,7 @@ def clean(text: str) -> str:
     text = re.sub(r"(^|\{)([^{}]*)\\over(?![A-Za-z])([^{}]*)(\}|$)", _over, text)
     text = re.sub(r"\{\s*\\(?:rm|bf|it|sf)\s+([^{}]*)\}", r"\\text{\1}", text)
     text = re.sub(r"(?<=[0-9]) [xX] (?=10 ?\^)", "*", text)
+    text = re.sub(r"\\(?:text|mathrm)\{([0-9A-F]+)\}(?=\s*_)", r"\1", text)  # a numeral
     for _ in range(4):  # styles inside styles
         changed = _STYLE.sub(lambda m: _quoted(m[1]), text)
         if changed == text:
@@ -146,7 +162,11 @@ def clean(text: str) -> str:
     text = " ".join(text.split())
     text = re.sub(r"^(?:=|\\approx|\\implies|\\therefore|:)\s*", "", text)
     text = re.sub(r"(?<!\.)[.,;:]$", "", text).rstrip()
-    text = text.replace('"empty" "set"', r"\emptyset ")
+    text = _ANNOUNCED.sub("", text)
+    for wording, spelling in _WORDINGS.items():
+        text = text.replace(wording, spelling)
+    if text.lower() == '"all" "real" "numbers"':
+        return r"\mathbb{R}"
     text = _FRENCH.sub(_french, text)
     text = _SPACED.sub(lambda m: m[1] + m[2].replace(" ", ""), text)
     return re.sub(r"^(-?)0+(?=[0-9]+$)", r"\1", text)
@@ -176,7 +196,7 @@ def readings(cleaned: str) -> tuple[str, ...]:
 
 def spelled(cleaned: str) -> str:
     """What two texts share if they differ in nothing but blanks, quotes and single braces."""
-    text = re.sub(r"([_^])\{([A-Za-z0-9])\}", r"\1\2", cleaned)
+    text = re.sub(r"([_^]|\\pmod ?)\{([A-Za-z0-9]|\\[A-Za-z]+ ?)\}", r"\1\2", cleaned)
     text = re.sub(r"\\frac ?([0-9])(?![0-9]*\})", r"\\frac{\1}", text)
     text = re.sub(r"(\\frac\{[^{}]*\}) ?([0-9])(?![0-9])", r"\1{\2}", text)
     text = text.replace('" "', "\0").replace('"', "")

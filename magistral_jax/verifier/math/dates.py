@@ -29,7 +29,10 @@ _TIME = re.compile(
     r"(?P<hour>[0-9]{1,2})(?: ?: ?(?P<minute>[0-9]{2}))?(?: ?: ?(?P<second>[0-9]{2}))?"
     r" ?(?P<half>a\.? ?m\.?|p\.? ?m\.?)?"
 )
-_NAMED = {"noon": (12, 0), "midnight": (0, 0), "12 noon": (12, 0), "12 midnight": (0, 0)}
+_NAMED = {"noon": (12, 0), "midnight": (0, 0), "12 noon": (12, 0), "12 midnight": (0, 0)} | {
+    "12:00 noon": (12, 0),
+    "12:00 midnight": (0, 0),
+}
 
 Moment = tuple[str, tuple[int | None, ...]]
 

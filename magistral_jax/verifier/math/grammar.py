@@ -25,13 +25,24 @@ from magistral_jax.verifier.math.nodes import (
     Node,
     Num,
     Relation,
+    Symbol,
     Words,
     variables,
 )
 from magistral_jax.verifier.math.words import SCALES
 
-_RELATIONS = {"=": "=", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!=", r"\in": "in"}
+_RELATIONS = {
+    "=": "=",
+    "<": "<",
+    ">": ">",
+    r"\le": "<=",
+    r"\ge": ">=",
+    r"\ne": "!=",
+    r"\in": "in",
+} | {r"\approx": "~"}
 _NEW_FACTOR = re.compile(r"\s*[0-9]+ ?[!^]")
+_NEW_POWER = re.compile(r"\s*[0-9]+ ?\^ ?(?:[A-Za-z]|\{[^{}]*[A-Za-z])")
+_FUNCTION_NAME = re.compile(r" *([A-Za-z])(\([A-Za-z0-9, ]{1,20}\)) ?(?==)")
 _SCALE_WORDS = re.compile(r'\s*"(dozen|hundred|thousand|million|billion|trillion)"', re.IGNORECASE)
 
 
@@ -90,11 +101,19 @@ class Parser(Atoms):
         return Group("", "", tuple(items))
 
     def relation(self) -> Node:
-        parts, signs = [self.ratio()], []
+        parts, signs = [self.named_function() or self.ratio()], []
         while sign := self.take_relation():
             signs.append(sign)
             parts.append(self.ratio())
         return Relation(tuple(parts), tuple(signs)) if signs else parts[0]
+
+    def named_function(self) -> Node | None:
+        """N(n) in front of an equals sign, where no product can be meant."""
+        match = _FUNCTION_NAME.match(self.text, self.at)
+        if match is None:
+            return None
+        self.at = match.end()
+        return Symbol(match[1] + match[2].replace(" ", ""))
 
     def take_relation(self) -> str | None:
         for spelling, sign in _RELATIONS.items():
@@ -125,10 +144,18 @@ class Parser(Atoms):
         return node
 
     def quantity(self) -> Node:
-        """A sum, with its unit; hours and minutes one after the other add up."""
+        """A sum, with its unit; hours (and) minutes one after the other add up."""
         node = self.measured(self.sum())
-        while isinstance(node, Measured) and self.peek_number():
+        while isinstance(node, Measured):
+            before = self.at
+            is_linked = self.take_word("and")
+            if not self.peek_number():
+                self.at = before
+                break
             more = self.measured(self.product())
+            if is_linked and not _is_part(more, node):  # 2 hours and 3 hours are two answers
+                self.at = before
+                break
             if not isinstance(more, Measured) or more.dimension != node.dimension:
                 raise Unreadable("two quantities in a row")
             total = Apply("+", (_scaled(node), _scaled(more)))
@@ -190,7 +217,7 @@ class Parser(Atoms):
         wrap, factor = _unwrapped(factor)
         if not is_number or not (starts_with_digit or _is_plain_fraction(factor)):
             factor = wrap(factor)
-            is_new_factor = _NEW_FACTOR.match(self.text, start) and _may_touch_digits(node)
+            is_new_factor = self.begins_new_factor(node, start)
             if starts_with_digit and not is_new_factor:
                 raise Unreadable("a number behind a factor")
             return Apply("*", (node, factor))
@@ -198,11 +225,21 @@ class Parser(Atoms):
         if starts_with_digit:
             if not self.take("/"):
                 raise Unreadable("two numbers in a row")
-            factor = Apply("/", (factor, self.power()))
+            factor = Apply("/", (factor, self.atom()))
+            wrap = self.postfix if self.peek() in ("%", "°") else wrap
         whole, part = node.value, digits_of(factor)
         if part is None or whole.denominator != 1 or whole == 0 or not 0 < part < 1:
             raise Unreadable(f"no mixed number at position {start}")
         return wrap(Apply("+", (node, factor)))
+
+    def begins_new_factor(self, node: Node, start: int) -> bool:
+        r"""True for 2^n or 4! behind what no digit can belong to: n(n+1)2^n, \frac{n}{3}2^n."""
+        if self.text[:start].rstrip()[-1:] in (")", "}"):
+            return _NEW_FACTOR.match(self.text, start) is not None
+        last = node.args[-1] if isinstance(node, Apply) and node.name == "*" else node
+        if isinstance(last, Symbol):  # n2^n, but not x2^3
+            return len(last.name) == 1 and _NEW_POWER.match(self.text, start) is not None
+        return _NEW_FACTOR.match(self.text, start) is not None and _may_touch_digits(last)
 
     def unary(self) -> Node:
         if self.take("-"):
@@ -227,7 +264,7 @@ class Parser(Atoms):
             self.at = number[1]
             node = number[0]
         else:
-            node = self.argument()
+            node = self.atom() if self.peek() == "(" else self.argument()
         if self.take("^"):
             return Apply("^", (node, self.exponent()))
         return node
@@ -246,9 +283,17 @@ def _is_plain_fraction(node: Node) -> bool:
 
 def _may_touch_digits(node: Node) -> bool:
     """True behind 3! and (-1)^n, where 4! and 2^n can only be new factors."""
-    last = node.args[-1] if isinstance(node, Apply) and node.name == "*" else node
-    is_power = isinstance(last, Apply) and last.name == "^" and bool(variables(last))
-    return is_power or (isinstance(last, Apply) and last.name == "factorial")
+    is_power = isinstance(node, Apply) and node.name == "^" and bool(variables(node))
+    return is_power or (isinstance(node, Apply) and node.name == "factorial")
+
+
+def _is_part(more: Node, node: Measured) -> bool:
+    """Minutes behind hours."""
+    return (
+        isinstance(more, Measured)
+        and more.dimension == node.dimension
+        and more.factor < node.factor
+    )
 
 
 def _unwrapped(node: Node) -> tuple[Callable[[Node], Node], Node]:

@@ -16,9 +16,13 @@ _BARE = re.compile(
 )
 _WITH_TEXT = re.compile(
     r'(?:\( ?"?([A-J])"? ?\)|"?([A-J])"?[).:]) ?'
-    r"(?:-?[0-9.,]+|-?[0-9]*\\frac ?\{[0-9]+\}\{[0-9]+\}|-?[0-9]*\\sqrt ?\{[0-9]+\})%?"
+    r"(?:-?[0-9.,]+|-?[0-9]*\\frac ?(?:\{[0-9]+\}|[0-9]){2}|-?[0-9]*\\sqrt ?\{[0-9]+\})%?"
 )
-_WORD_ANSWERS = frozenset(["yes", "no", "true", "false"])
+_WORD_ANSWERS = {word: word for word in ("yes", "no", "true", "false", "no solution")} | {
+    "no solutions": "no solution",
+    "does not exist": "does not exist",
+    "dne": "does not exist",
+}
 
 
 def same_label(a: str, b: str) -> bool | None:
@@ -42,7 +46,7 @@ def same_label(a: str, b: str) -> bool | None:
 
 def _word(text: str) -> str | None:
     plain = text.replace('"', "").strip(" .!").lower()
-    return plain if plain in _WORD_ANSWERS else None
+    return _WORD_ANSWERS.get(plain)
 
 
 def _choice(text: str) -> tuple[str, bool, bool] | None:

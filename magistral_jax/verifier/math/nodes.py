@@ -67,7 +67,7 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """A chain: parts[0] signs[0] parts[1] signs[1] ...; signs are = < > <= >= != in."""
+    """A chain: parts[0] signs[0] parts[1] signs[1] ...; signs are = < > <= >= != ~ in."""
 
     parts: "tuple[Node, ...]"
     signs: tuple[str, ...]

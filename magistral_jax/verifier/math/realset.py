@@ -76,6 +76,10 @@ def real_set(node: Node, place: Place) -> RealSet:
             for other in sets[1:]:
                 total = total.union(other) if word == "or" else total.intersection(other)
             return total
+        case Relation((Apply("abs", (Symbol() as name,)), end), (sign,)):
+            return real_set(_without_bars(name, sign, end, place), place)
+        case Relation((end, Apply("abs", (Symbol() as name,))), (sign,)):
+            return real_set(_without_bars(name, _MIRRORED.get(sign, "?"), end, place), place)
         case Relation():
             return _condition(node, place)
         case _:
@@ -95,8 +99,28 @@ def _variable(node: Node) -> str | None:
     if isinstance(node, Joined):
         return _variable(node.items[0])
     if isinstance(node, Relation):
-        return next((part.name for part in node.parts if isinstance(part, Symbol)), None)
+        for part in node.parts:
+            match part:
+                case Symbol(name) | Apply("abs", (Symbol(name),)):
+                    return name
+                case _:
+                    pass
     return None
+
+
+def _without_bars(name: Symbol, sign: str, end: Node, place: Place) -> Node:
+    """|x| < 2 as -2 < x < 2, |x| > 2 as x < -2 or x > 2."""
+    if name.name in _COMPLEX_NAMES or place(end) <= 0:
+        raise Unreadable("bars that are no distance on the line")
+    below = Apply("neg", (end,))
+    match sign:
+        case "<" | "<=":
+            return Relation((below, name, end), (sign, sign))
+        case ">" | ">=":
+            outside = Relation((name, below), (_MIRRORED[sign],)), Relation((name, end), (sign,))
+            return Joined("or", outside)
+        case _:
+            raise Unreadable("no order")
 
 
 def _condition(node: Relation, place: Place) -> RealSet:
@@ -120,6 +144,8 @@ def _condition(node: Relation, place: Place) -> RealSet:
     return total
 
 
+_COMPLEX_NAMES = frozenset("zw")
+"""|z| < 2 is a disc, unless somebody says that z is real."""
 _WAYS = ({"<", "<="}, {">", ">="})
 _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 

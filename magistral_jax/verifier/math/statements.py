@@ -1,7 +1,8 @@
 r"""Answers that say something about a variable: x = 5, x = 1 or x = 2, \pm 3, x > 2, y = 2x + 1.
 
 Decisions:
-- `x = 5` is 5, but `y = 2x + 1` is not `2x + 1`: a name may be left out only before a constant;
+- `x = 5` is 5, but `y = 2x + 1` is not `2x + 1`: a name may be left out only before a constant,
+  or if it says itself that it is a name for what follows: f(x), a_n, m_{\max};
 - where the gold answer is solved (`x = 5`, `x > 2`), so must the candidate be: `2x = 10` only
   says the problem again;
 - unsolved equations are the same up to a constant factor;
@@ -10,8 +11,10 @@ Decisions:
 - `1 or 2` without a name is a hedge, unless the gold answer says `or`, too.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from magistral_jax.verifier.math.caps import Unreadable
 from magistral_jax.verifier.math.judge import Judge, Verdict, every, in_any_order, in_order
@@ -23,6 +26,7 @@ from magistral_jax.verifier.math.nodes import (
     Matrix,
     Measured,
     Node,
+    Num,
     Relation,
     Symbol,
     Words,
@@ -33,7 +37,13 @@ from magistral_jax.verifier.math.nodes import (
 )
 
 Same = Callable[[Node, Node], Verdict]
+_TELLING_NAME = re.compile(
+    r"[A-Za-z](?:\((?P<arguments>[A-Za-z](?:,[A-Za-z])*)\)|_\{\\?(?P<subscript>[A-Za-z]+)\})"
+)
 _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
+
+
+_ROUNDING = Fraction(1, 100)
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,8 @@ def same_solutions(gold: Solutions, candidate: Solutions, same: Same) -> Verdict
     if gold.variable != candidate.variable:
         if gold.variable and candidate.variable:
             return False
-        if any(variables(value) for value in (*gold.values, *candidate.values)):
+        name = gold.variable or candidate.variable or ""
+        if not all(is_name_for(name, v) for v in (*gold.values, *candidate.values)):
             return False
     if (len(gold.values) == 1) != (len(candidate.values) == 1):
         return False
@@ -130,6 +141,22 @@ def same_solutions(gold: Solutions, candidate: Solutions, same: Same) -> Verdict
     if gold.kind in ("one", "list") and candidate.kind != "pm":
         return in_order(gold.values, candidate.values, same)
     return in_any_order(gold.values, candidate.values, same)
+
+
+def is_name_for(name: str, value: Node) -> bool:
+    r"""True if `name = value` says no more than the value: a constant, f(x), a_n, m_{\max}."""
+    used = variables(value)
+    if not used:
+        return True
+    match = _TELLING_NAME.fullmatch(name)
+    if match is None or isinstance(value, Symbol):
+        return False  # x_n = y_n says more than y_n
+    if any(other.startswith(name[0]) for other in used):
+        return False
+    if match["arguments"]:
+        return bool(used & set(match["arguments"].split(",")))
+    subscript = match["subscript"]
+    return len(subscript) > 1 or subscript in used
 
 
 def assignments(node: Node) -> dict[str, Node] | None:
@@ -181,6 +208,26 @@ def without_steps(node: Relation, same: Same) -> Relation:
     return Relation((node.parts[0], node.parts[-1]), ("=",))
 
 
+def without_rounding(node: Node, judge: Judge) -> Node:
+    r"""\frac23 \approx 0.667 as \frac23, 0.5 = \frac12 as 0.5; others as they are.
+
+    Raises Unreadable if a step is false, or cannot be checked.
+    """
+    if not isinstance(node, Relation):
+        return node
+    parts, signs = node.parts, node.signs
+    if signs[-1] == "~":
+        rounded, value = judge.place(parts[-1]), judge.place(parts[-2])
+        if not isinstance(parts[-1], Num) or abs(rounded - value) > abs(value) * _ROUNDING:
+            raise Unreadable("a value that is not near the rounded one")
+        parts, signs = parts[:-1], signs[:-1]
+    if set(signs) == {"="} and not any(variables(part) for part in parts):
+        if not all(is_expression(part) for part in parts) or len({*map(judge.place, parts)}) > 1:
+            raise Unreadable("steps that are not equal")
+        signs = ()
+    return Relation(parts, signs) if signs else parts[0]
+
+
 def same_relations(gold: Relation, candidate: Relation, judge: Judge, same: Same) -> Verdict:
     """Two equations or two inequalities, in one or several variables."""
     if is_solved(gold) and not is_solved(candidate):
@@ -188,7 +235,7 @@ def same_relations(gold: Relation, candidate: Relation, judge: Judge, same: Same
     for other in (candidate, _mirrored(candidate)):
         if other.signs == gold.signs and in_order(gold.parts, other.parts, same):
             return True
-    if len(gold.signs) != 1 or len(candidate.signs) != 1:
+    if len(gold.signs) != 1 or len(candidate.signs) != 1 or "~" in (*gold.signs, *candidate.signs):
         return judge.unknown
     if not all(is_expression(part) for part in (*gold.parts, *candidate.parts)):
         return judge.unknown

@@ -33,10 +33,12 @@ from magistral_jax.verifier.math.nodes import (
 from magistral_jax.verifier.math.realset import real_set, variable_of
 from magistral_jax.verifier.math.statements import (
     assignments,
+    is_name_for,
     same_assignments,
     same_relations,
     same_solutions,
     solutions,
+    without_rounding,
     without_steps,
 )
 
@@ -45,7 +47,7 @@ def same_tree(gold: Node, candidate: Node, judge: Judge) -> Verdict:
     """True or False if the judge's knowledge settles it, else None."""
     if gold == candidate:
         return True
-    gold, candidate = _plain(gold), _plain(candidate)
+    gold, candidate = (_plain(without_rounding(node, judge)) for node in (gold, candidate))
     if isinstance(gold, Words) or isinstance(candidate, Words):
         return gold == candidate
     bases = _bases(gold), _bases(candidate)
@@ -134,7 +136,7 @@ def _may_be_set(node: Node) -> bool:
 def _named_value(node: Node) -> Node | None:
     """The tuple, set or matrix that a name is given: A = (1, 2), x in S, (x, y) = (1, 2)."""
     match node:
-        case Relation((Symbol(), value), ("=",)) if not variables(value):
+        case Relation((Symbol(name), value), ("=",)) if is_name_for(name, value):
             return value
         case Relation((Symbol(), value), ("in",)):
             return value

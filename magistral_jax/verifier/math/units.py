@@ -65,6 +65,7 @@ _METRIC = {
     "meter": ("length", "1", "m"),
     "metre": ("length", "1", "m"),
     "gram": ("mass", "1/1000", "g"),
+    "gm": ("mass", "1/1000", ""),
     "liter": ("litre", "1", "L"),
     "litre": ("litre", "1", "L"),
     "joule": ("energy", "1", "J"),
@@ -93,7 +94,8 @@ _COUNTED_WORDS = (
 _COUNTED = _COUNTED_WORDS.split()
 _WORD = r'"([A-Za-z]+)"'
 _FACTOR = re.compile(
-    rf'\s*(?:"(?P<power>square|sq|cubic|cu)"\.? )?\s*{_WORD}\.?'
+    r'\s*(?:"(?:distinct|different|right|positive|possible)" )?'
+    rf'(?:"(?P<power>square|sq|cubic|cu)"\.? )?\s*{_WORD}\.?'
     rf'(?:\s*\^\s*\{{?(?P<exponent>-?[123])\}}?|\s*"(?P<after>squared|cubed)")?',
     re.IGNORECASE,
 )
