@@ -37,7 +37,7 @@ _PATIENCE = 10
 """A server settles a check within a few times its limit: what is asked, then a known-good answer,
 then the format again, each up to four times longer under load."""
 _LOADING_S = 60.0
-_INHERITED = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME")
+_INHERITED = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "TMPDIR")
 
 
 class VerifierPool:

@@ -160,6 +160,7 @@ def core_limit():
 def test_a_process_sees_no_jax_no_secret_and_no_terminal(monkeypatch, core_limit):
     monkeypatch.setenv("SOME_API_TOKEN", "hush")
     monkeypatch.setenv("PYTHONPATH", "/nowhere/else")
+    monkeypatch.setenv("TMPDIR", "/nowhere/to/write")
     with pool_of(1, LONG_S) as pool:
         pool.submit(PROBLEM, RIGHT, 1).result(LONG_S)
         (pid,) = pool.pids
@@ -167,7 +168,8 @@ def test_a_process_sees_no_jax_no_secret_and_no_terminal(monkeypatch, core_limit
         names = {entry.split(b"=")[0] for entry in (root / "environ").read_bytes().split(b"\0")}
         assert b"hush" not in (root / "environ").read_bytes()
         assert b":/nowhere/else\0" in (root / "environ").read_bytes()
-        allowed = {b"PATH", b"LD_LIBRARY_PATH", b"PYTHONHOME", b"PYTHONPATH"}
+        assert b"\0TMPDIR=/nowhere/to/write\0" in b"\0" + (root / "environ").read_bytes()
+        allowed = {b"PATH", b"LD_LIBRARY_PATH", b"PYTHONHOME", b"PYTHONPATH", b"TMPDIR"}
         ours = {b"OPENBLAS_NUM_THREADS", b"SYMPY_GROUND_TYPES", b"MPMATH_NOGMPY", b""}
         assert names <= allowed | ours
         assert "jaxlib" not in (root / "maps").read_text()

@@ -143,8 +143,8 @@ class Sandbox:
             raise UserError(f"The sandbox needs Linux; this is {sys.platform}.")
         for name in tried:
             self.layer = name
-            self._prepare()
             try:
+                self._prepare()
                 self._start()
                 self._find_python()
                 return
@@ -163,7 +163,10 @@ class Sandbox:
             self._setting, python, self._variables = layers.namespaces_view(self._read_only)
             self._pythons = [python]
         else:
-            self._setting = layers.shared_view(self._read_only)
+            try:
+                self._setting = layers.shared_view(self._read_only)
+            except FileNotFoundError as failure:
+                raise _Refused(failure.strerror or str(failure)) from failure
             self._pythons = layers.shared_pythons()
         uid = self._slot.uid if self._slot is not None else os.geteuid()
         self._setting |= {"layer": self.layer, "uid": uid}

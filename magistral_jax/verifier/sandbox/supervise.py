@@ -195,7 +195,7 @@ def _kill_tree(proc: int) -> None:
                 for pid in watch.pids():
                     _signal(pid, number)
             while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+                os.fchown(fd, plan.uid, plan.uid)
             time.sleep(0.001)
     except ChildProcessError:
         return
@@ -214,6 +214,9 @@ def _become_program(plan: Plan, work: int, starting: int) -> None:
         _place_descriptors(plan)
         _allow_no_more(plan)
         if plan.layer == "uid":
+            # Else /dev/stdin and the like, which open a pipe anew, are refused to the program.
+            for fd in (1, 2) if plan.stdin is None else (0, 1, 2):
+                os.fchown(fd, plan.uid, plan.uid)
             kernel.drop_bounding_capabilities()
             os.setgroups([])
             os.setresgid(plan.uid, plan.uid, plan.uid)

@@ -49,6 +49,18 @@ def test_what_a_run_tells(sandbox):
     assert 0 < ran.cpu_s < 2 and 0 < ran.wall_s < 10
 
 
+def test_pipes_can_be_opened_by_their_names(sandbox):
+    if sandbox.layer == "namespaces":
+        pytest.skip("there is no /proc, through which those names lead")
+    owner = Path("/dev/null").stat().st_uid
+    source = "open('/dev/stdout', 'w').write(open('/dev/stdin').read()); open('/dev/stderr', 'w')"
+    ran = python(sandbox, source, stdin=b"4\n")
+    assert (ran.code, ran.stdout, ran.stderr) == (0, b"4\n", b"")
+    assert python(sandbox, source).code == 0
+    # What a run without input reads belongs to the machine.
+    assert Path("/dev/null").stat().st_uid == owner
+
+
 def test_a_signal_is_told_by_its_number(sandbox):
     ran = python(sandbox, "import os; os.kill(os.getpid(), 15)")
     assert (ran.ended, ran.code) == ("signal", 15)
@@ -330,6 +342,15 @@ def test_root_is_refused_the_layer_it_could_undo():
 def test_a_refused_layer_names_what_is_missing(monkeypatch):
     monkeypatch.setattr(layers, "shared_pythons", lambda: ["/nowhere/python3"])
     with pytest.raises(UserError, match=r"no Python 3\.10 works inside, tried /nowhere/python3"):
+        Sandbox(LAYERS[1])
+
+
+def test_a_machine_without_a_folder_for_files_is_refused(monkeypatch):
+    def none() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    with pytest.raises(UserError, match="cannot be had: No usable temporary directory"):
         Sandbox(LAYERS[1])
 
 
