@@ -89,7 +89,11 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("--dtype", choices=get_args(DType), help="default: the run's model.dtype")
     export.add_argument("--json", type=Path, help="also write the table to this file")
     verify = command("verify", verify_command, "Judge the rows of a file, or of stdin (-).")
-    verify.add_argument("--config", dest="rules", type=Path, help="take length and limits from it")
+    verify.epilog = "Rows and verdicts: docs/VERIFIERS.md. Fields of the config can be set here: "
+    verify.epilog += "--verifier.sandbox uid, --generator.max_tokens 16000 (then length costs)."
+    verify.add_argument(
+        "--config", dest="rules", metavar="CONFIG.toml", type=Path, help="take its limits and rule"
+    )
     verify.add_argument("--workers", type=int, default=None, help="processes (default: all cores)")
     bench = command("bench", bench_command, "Speeds on this machine: of a config, or of verdicts.")
     bench.set_defaults(rules=None)
