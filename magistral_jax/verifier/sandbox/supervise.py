@@ -195,7 +195,7 @@ def _kill_tree(proc: int) -> None:
                 for pid in watch.pids():
                     _signal(pid, number)
             while os.waitpid(-1, os.WNOHANG)[0]:
-                os.fchown(fd, plan.uid, plan.uid)
+                pass
             time.sleep(0.001)
     except ChildProcessError:
         return

@@ -18,10 +18,10 @@ import pytest
 from magistral_jax.types import UserError
 from magistral_jax.verifier.sandbox import layers
 from magistral_jax.verifier.sandbox.client import Sandbox, probe
-from magistral_jax.verifier.sandbox.job import Job, Limits, Ran
+from magistral_jax.verifier.sandbox.job import Job, Layer, Limits, Ran
 
 IS_ROOT = os.geteuid() == 0
-LAYERS = ["namespaces", "uid" if IS_ROOT else "landlock"]
+LAYERS: tuple[Layer, Layer] = ("namespaces", "uid" if IS_ROOT else "landlock")
 
 
 @pytest.fixture(scope="module", params=LAYERS)
