@@ -101,6 +101,8 @@ _FRENCH = re.compile(
 _ROW_END = re.compile(
     r"\\\\(?:\s*\[-?[0-9.]+ ?(?:pt|em|ex|mm|cm)\])?(?:\s*\\\\(?:\[-?[0-9.]+ ?(?:pt|em)\])?)*"
 )
+# Without & it is no definition by cases.
+_SYSTEM = re.compile(r"\\begin\{cases\}([^&]*)\\end\{cases\}")
 _ANNOUNCED = re.compile(r'^(?:"the" )?(?:"final" )?"answer"(?: "is" ?:?| ?:) ?', re.IGNORECASE)
 _WORDINGS = {
     '"empty" "set"': r"\emptyset ",
@@ -132,6 +134,7 @@ def clean(text: str) -> str:
     if r"\begin" not in text:  # else a line break; here an escape too many
         text = re.sub(r"\\\\(?=[A-Za-z]{2})", r"\\", text)
     else:
+        text = _SYSTEM.sub(lambda m: re.sub(r"[,;]?\s*\\\\", ",", m[1].rstrip("\\ ")), text)
         text = _ROW_END.sub(r"\\\\", text)
     text = text.replace(r"\\%", "%").replace(r"\%", "%").replace("{:}", ":")
     text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))", "°", text)
@@ -273,7 +276,7 @@ def _letters(match: re.Match[str]) -> str:
         inner = text.strip('"')
         # \text{sin}, \operatorname{lcm}
         is_function = text[0] == '"' and inner.lower() in FUNCTIONS and not is_unit
-        return rf"\{inner.lower()} " if is_function else text
+        return rf"\{FUNCTIONS[inner.lower()]} " if is_function else text
     if text in FUNCTIONS and not is_unit:
         return rf"\{FUNCTIONS[text]} "
     if len(text) >= 4 or text.lower() in WORDS:

@@ -60,6 +60,12 @@ def real_set(node: Node, place: Place) -> RealSet:
             return real_set(a, place).union(real_set(b, place))
         case Apply("cap", (a, b)):
             return real_set(a, place).intersection(real_set(b, place))
+        case Apply("+", (a, Apply("neg", (Group("{", "}") as b,)))):
+            return real_set(Apply("setminus", (a, b)), place)
+        case Group("", "", (Relation((Symbol(name), Constant("R")), ("in",)), rule)) if (
+            _variable(rule) == name
+        ):
+            return real_set(rule, place)
         case Apply("setminus", (a, b)):
             return real_set(a, place).intersection(real_set(b, place).complement())
         case Apply(

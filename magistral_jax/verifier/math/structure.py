@@ -99,9 +99,13 @@ def _same_statement(gold: Node, candidate: Node, judge: Judge) -> Verdict:
     return _same_brackets(gold, candidate, judge)
 
 
+_VECTORS = {"()", "langlerangle"}
+
+
 def _same_brackets(gold: Node, candidate: Node, judge: Judge) -> Verdict:
     if isinstance(gold, Group) and isinstance(candidate, Group):
-        if (gold.opening, gold.closing) == (candidate.opening, candidate.closing) != ("{", "}"):
+        brackets = {gold.opening + gold.closing, candidate.opening + candidate.closing}
+        if (len(brackets) == 1 and brackets != {"{}"}) or brackets == _VECTORS:
             return in_order(gold.items, candidate.items, lambda a, b: same_tree(a, b, judge))
         if len(gold.items) != 2 or len(candidate.items) != 2:
             return False

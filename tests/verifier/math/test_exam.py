@@ -3,7 +3,8 @@ r"""An examiner's answer pairs, written without a look at the grader, and scored
 `exam.txt`: under `## form`, a line `gold => right ;; right ?? right but refused !! wrong ;; wrong`.
 What stands behind `??` a reader would accept and the grader does not: bare lists in another order,
 names left out, commands that it cannot read. Each wrong one is an edit away from a right one. The
-forms `mixed` and `mended` came later, when the first score was known: 96.3% without a wrong yes.
+forms before `mixed` were written first and scored 96.3% without a wrong yes; `mixed` and `mended`
+came with the repairs, and `second exam` after them (97.4%, again without a wrong yes).
 """
 
 from pathlib import Path
