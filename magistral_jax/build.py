@@ -42,7 +42,6 @@ from magistral_jax.tokenizer.interface import Tokenizer
 from magistral_jax.trainer.optimizer import make_optimizer
 from magistral_jax.trainer.trainer import Trainer, TrainState
 from magistral_jax.types import Completion, Cursor, Group, Problem, Prompt, Snapshot, Verdict
-from magistral_jax.verifier.own import load_own
 from magistral_jax.verifier.reward import RewardRule
 from magistral_jax.verifier.sandbox.choose import describe_sandbox
 from magistral_jax.verifier.worker import VerifierPool
@@ -231,8 +230,6 @@ class Run:
             max_tokens=config.generator.max_tokens,
             length_penalty=config.verifier.length_penalty,
         )
-        if config.verifier.own:
-            load_own(config.verifier.own)  # a fault is the user's to see now, not per completion
         return VerifierPool(rule, config.verifier)
 
     @cached_property

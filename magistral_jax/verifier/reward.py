@@ -1,8 +1,11 @@
 """The reward's numbers, and how its four parts become one verdict (section 2)."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
 
@@ -67,18 +70,18 @@ class Judge:
     """Gives the verdict on one completion after another, all under one rule.
 
     It reads hostile text in its own process, so it belongs in a worker of `VerifierPool`. `load`
-    imports what is slow to import, by name; the default imports it on the spot.
+    gets what is slow to load, by name; the default loads it on the spot.
     """
 
     def __init__(
         self,
         rule: RewardRule,
         config: VerifierConfig | None = None,
-        load: Callable[[str], Any] = import_module,
+        load: Callable[[str], Any] | None = None,
     ) -> None:
         self._rule = rule
         self._config = config or VerifierConfig()
-        self._load = load
+        self._load = load or partial(loaded, config=self._config)
         self._sandbox: Any = None
         self._worked_at = -TRUST_S
         self._own = load_own(self._config.own) if self._config.own else None
@@ -208,6 +211,17 @@ class Judge:
         if canary.reason == "pass":
             self._worked_at = monotonic()
         return canary.reason == "pass"
+
+
+def loaded(name: str, config: VerifierConfig) -> Any:
+    """The module of that name, ready for use. Raises UserError if it lacks something."""
+    is_new = name not in sys.modules
+    module = import_module(name)
+    if name == CLASSIFIER and config.language_model:
+        module.warm(Path(config.language_model))
+    elif is_new:
+        module.warm()
+    return module
 
 
 def without_reward(reason: Reason, detail: str) -> Verdict:

@@ -18,16 +18,16 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
-from importlib import import_module
 from typing import Any, NoReturn
 
 from magistral_jax.config import VerifierConfig
-from magistral_jax.types import Problem, Reason, Verdict
+from magistral_jax.types import Problem, Reason, UserError, Verdict
 from magistral_jax.verifier.reward import (
     CANARY_CODE,
     CANARY_TESTS,
     Judge,
     RewardRule,
+    loaded,
     without_reward,
 )
 from magistral_jax.verifier.wire import (
@@ -79,7 +79,10 @@ class Server:
     def judge(self, line: bytes) -> Verdict:
         """The verdict on what a line asks, whatever the child does with it."""
         began = time.monotonic()
-        verdict = self._judge(line)
+        try:
+            verdict = self._judge(line)
+        except (ImportError, UserError) as lack:  # something that a check needs is not installed
+            verdict = without_reward("error", str(lack))
         return replace(verdict, seconds=time.monotonic() - began)
 
     def close(self) -> None:
@@ -141,9 +144,8 @@ class Server:
             if not answer.startswith(_NEEDS):
                 return answer
             # Loaded here, so that every later child is born with it, and on nobody's clock.
-            module = import_module(answer.removeprefix(_NEEDS).strip().decode())
-            module.warm()
             self.close()
+            loaded(answer.removeprefix(_NEEDS).strip().decode(), self._config)
 
     def _end(self) -> int:
         """Make sure the child is gone, and say how it went: < 0 is a signal."""
@@ -168,7 +170,7 @@ class Server:
                 os.dup2(child_in, 0)
                 os.closerange(3, child_out)
                 os.closerange(child_out + 1, _FDS)
-                _serve(Judge(self._rule, self._config, load=_loaded), 0, child_out)
+                _serve(Judge(self._rule, self._config, load=_inherited), 0, child_out)
             finally:
                 os._exit(1)
         os.close(child_in)
@@ -274,7 +276,7 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _loaded(name: str) -> Any:
+def _inherited(name: str) -> Any:
     if name not in sys.modules:
         raise NotLoaded(name)
     return sys.modules[name]

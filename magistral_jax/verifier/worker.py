@@ -22,7 +22,8 @@ from types import TracebackType
 from typing import Literal
 
 from magistral_jax.config import VerifierConfig
-from magistral_jax.types import Problem, Verdict
+from magistral_jax.types import Problem, UserError, Verdict
+from magistral_jax.verifier.own import load_own
 from magistral_jax.verifier.reward import RewardRule, without_reward
 from magistral_jax.verifier.server import READY
 from magistral_jax.verifier.wire import Question, limits_of, question_line, verdict_in
@@ -47,6 +48,11 @@ class VerifierPool:
     """
 
     def __init__(self, rule: RewardRule, config: VerifierConfig) -> None:
+        if config.own:
+            load_own(config.own)  # a mistake is told now, and not with every completion
+        path = config.language_model
+        if path and not Path(path).is_file():
+            raise UserError(f"verifier.language_model is {path!r}; there is no such file.")
         self._config = config
         self._broken = ""
         settings = json.dumps({"rule": asdict(rule), "config": asdict(config)})

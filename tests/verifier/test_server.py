@@ -78,9 +78,9 @@ def instead(body: str) -> str:
 @pytest.mark.parametrize(
     ("body", "reason", "detail"),
     [
-        ("time.sleep(50)", "timeout", "stopped after 0."),
-        ("while True: pass", "timeout", "stopped after 0.5 s of CPU time"),
-        ("signal.pthread_sigmask(0, range(1, 64)); pow(7, 10**9)", "timeout", "0.5 s of CPU"),
+        ("time.sleep(50)", "timeout", "stopped after"),
+        ("while True: pass", "timeout", "stopped after"),
+        ("signal.pthread_sigmask(0, range(1, 64)); pow(7, 10**9)", "timeout", "stopped after"),
         ("bytearray(3 * 1024**3)", "memory", "the check ran out of memory"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "memory", "the check died 3 times, last by -11"),
         ("os._exit(3)", "memory", "the check died 3 times, last by 3"),

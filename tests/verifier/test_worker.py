@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from magistral_jax.config import VerifierConfig
-from magistral_jax.types import Problem
+from magistral_jax.types import Problem, UserError
 from magistral_jax.verifier import worker
 from magistral_jax.verifier.reward import TEXT_LIMIT, Judge, RewardRule
 from magistral_jax.verifier.wire import Question, limits_of, question_line
@@ -275,3 +275,23 @@ def test_a_command_that_does_not_exist_is_told_at_once(monkeypatch):
     monkeypatch.setattr(worker, "_COMMAND", ("/nonexistent/python",))
     with pytest.raises(RuntimeError, match="could not be started"):
         pool_of(1, 1.0)
+
+
+def test_what_a_check_lacks_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / "lid.176.ftz"
+    config = VerifierConfig(language_model=str(path))
+    with pytest.raises(UserError, match=r"verifier\.language_model is .*no such file"):
+        VerifierPool(RULE, config)
+    path.write_bytes(b"another model")
+    with VerifierPool(RULE, config) as pool:
+        verdict = pool.submit(PROBLEM, RIGHT, 1).result(LONG_S)
+        assert verdict.outcome == "error" and str(path) in verdict.detail
+
+
+def test_the_classifier_may_lie_elsewhere(tmp_path):
+    from magistral_jax.verifier import language
+
+    path = tmp_path / "lid.176.ftz"
+    path.write_bytes(language._carried().read_bytes())
+    with VerifierPool(RULE, VerifierConfig(language_model=str(path))) as pool:
+        assert pool.submit(PROBLEM, RIGHT, 1).result(LONG_S).outcome == "right"
