@@ -4,7 +4,8 @@ What is ambiguous is not read, so that it equals only its own text: `a/bc`, `\si
 `\sqrt12`, `1/2x` is the coefficient 1/2 only where both parts are numbers. Decisions:
 - `2\frac{1}{2}` and `2 1/2` are mixed numbers; other numbers side by side are not read;
 - `^10` is the exponent ten, as in plain text;
-- f, g and h before a bracket are functions, other letters factors;
+- f, g and h before a bracket are functions, other letters factors unless an equals sign follows;
+- a number behind a factor is read if it is a power or factorial: n(n+1)2^n, n2^n, but not x2^3;
 - two or more capitals in a row are one name (a segment), so AB is not BA;
 - d and a letter are a differential, no product.
 """

@@ -1,4 +1,7 @@
-"""Sets of real numbers as unions of intervals with known ends: cut, joined and compared exactly."""
+"""Sets of real numbers as unions of intervals with known ends: cut, joined and compared exactly.
+
+|x| < 2 is (-2, 2) and |x| > 2 two half-lines, but z and w may be complex.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -4,6 +4,7 @@ Decisions:
 - a unit that one side leaves out is forgiven, another unit is not; units of one kind convert;
 - a degree sign may be left out, and is otherwise pi/180;
 - tuples keep order, brackets and length; (1,2) may be a pair or an interval, {1,2} has no order;
+- a vector may stand in angle brackets: <1,2,3> is (1,2,3);
 - a matrix is no tuple, and its bars (a determinant) are no brackets;
 - ratios reduce (3:4 = 6:8) unless they may be clock times;
 - a number in a base other than ten equals only what names its base, too: 1011_2 = 11_{10}.
