@@ -60,7 +60,8 @@ prlimit64 302 261, sched_setaffinity 203 122, sched_setscheduler 144 119, sched_
 sched_setattr 314 274
 """
 _SETPRIORITY, _PERSONALITY, _IOCTL = "setpriority 141 140", "personality 135 92", "ioctl 16 29"
-_FCNTL = "fcntl 72 25"
+_FCNTL, _MMAP = "fcntl 72 25", "mmap 9 222"
+_MAP_SHARED, _MAP_ANONYMOUS = 0x01, 0x20
 _SOCKETPAIR, _CLONE, _CLONE3 = "socketpair 53 199", "clone 56 220", "clone3 435 435"
 _DOCKER = """
 mount 165 40, umount2 166 39, pivot_root 155 41, unshare 272 97, setns 308 268, fsopen 430 430,
@@ -91,6 +92,7 @@ def sandbox_filter(*, shares_uid: bool, on_disk: bool, truncates: bool, pid: int
     lines = _prologue() + _each(_REFUSED, errno.EPERM)
     lines += _each(_CLONE3, errno.ENOSYS)  # libc then falls back to clone, whose flags we can read
     lines += _unless(_CLONE, [(0, _ANY_BIT, _NEW_NAMESPACES, False)])
+    lines += _no_shared_memory()
     lines += _unless(_SOCKETPAIR, [(0, _EQUAL, 1, True)])
     lines += _unless(_PERSONALITY, [(0, _EQUAL, 0xFFFFFFFF, True)])
     for request in (0x5412, 0x541C):  # TIOCSTI and TIOCLINUX: typing into a terminal
@@ -151,6 +153,20 @@ def _unless(name: str, conditions: list[tuple[int, int, int, bool]]) -> list[byt
     return [
         line for number in _numbers(name) for line in [_line(_EQUAL, number, 0, len(tests)), *tests]
     ]
+
+
+def _no_shared_memory() -> list[bytes]:
+    """Refuse anonymous memory that is shared: it stays when all but a page of it is unmapped, and
+    then no process is seen to use it."""
+    tests = [
+        _line(_LOAD, _ARGUMENTS_AT + 8 * 3),
+        _line(_ANY_BIT, _MAP_ANONYMOUS, 0, 2),
+        _line(_ANY_BIT, _MAP_SHARED, 0, 1),
+        _refuse(errno.EPERM),
+        _line(_LOAD, _NUMBER_AT),
+    ]
+    (number,) = _numbers(_MMAP)
+    return [_line(_EQUAL, number, 0, len(tests)), *tests]
 
 
 def _numbers(names: str) -> list[int]:

@@ -67,6 +67,8 @@ def supervise(plan: Plan) -> None:
     """Run the program, end all of it, report. Never returns."""
     code = 1
     try:
+        # The one signal that Python handles: the program's, where we are the first process.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         if plan.layer == "namespaces":
             kernel.drop_capabilities()

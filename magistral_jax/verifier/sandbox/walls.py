@@ -26,7 +26,8 @@ HOUSE = "/tmp"
 """Where the root is built, seen by the launcher only."""
 INSIDE_ID = 1000
 """The programs' uid and gid, as they see it."""
-DEVICES = ("null", "zero", "full", "random", "urandom")
+DEVICES = ("null", "full", "random", "urandom")
+"""Not "zero": a shared mapping of it is memory that no process is seen to use (seccomp.py)."""
 _SHARED_MEMORY = 16_000_000
 _FILES = 8192
 _SYSTEM = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")

@@ -4,7 +4,7 @@
 
 from corpus import Case, bad, right
 
-_HEAD = "#include <cstdio>\n#include <cstdlib>\n#include <unistd.h>\n#include <sys/syscall.h>\n"
+_HEAD = "#include <cstdio>\n#include <cstdlib>\n#include <unistd.h>\n#include <fcntl.h>\n#include <sys/mman.h>\n#include <sys/syscall.h>\n"
 
 
 def cpp_right(name: str, source: str, prints: str, **rest) -> Case:
@@ -51,7 +51,7 @@ COMPILED = [
     ),
     cpp_right(
         "many-threads",
-        '#include <atomic>\n#include <thread>\n#include <vector>\n#include <cstdio>\nint main() { std::atomic<int> x = 0; std::vector<std::thread> t; for (int i = 0; i < 16; i++) t.emplace_back([&] { while (x < i) {} x++; }); for (auto& one : t) one.join(); printf("%d", x.load()); }',
+        '#include <atomic>\n#include <latch>\n#include <thread>\n#include <vector>\n#include <cstdio>\nint main() { std::atomic<int> x = 0; std::latch all(16); std::vector<std::thread> t; for (int i = 0; i < 16; i++) t.emplace_back([&] { all.arrive_and_wait(); x++; }); for (auto& one : t) one.join(); printf("%d", x.load()); }',
         "16",
     ),
     cpp_bad("segfault", "int main() { *(volatile int*)0 = 1; }", "signal"),
@@ -73,6 +73,8 @@ COMPILED = [
         "signal",
         "memory",
     ),
+    cpp_held("shared-memory", "(long)mmap(0, 4096, 3, MAP_SHARED | MAP_ANONYMOUS, -1, 0)"),
+    cpp_held("shared-zeros", '(long)mmap(0, 4096, 1, MAP_SHARED, open("/dev/zero", 0), 0)'),
     cpp_bad(
         "bomb", f"{_HEAD}int main() {{ for (;;) fork(); }}", "memory", "timeout", "wrong", "signal"
     ),

@@ -188,7 +188,7 @@ GREEDY = [
     bad("huge-block", "a = bytearray(20 * 10 ** 9)", "memory", "wrong"),
     bad(
         "shared-map",
-        "import mmap\na = mmap.mmap(-1, 10 ** 9)\nfor i in range(0, 10 ** 9, 4096): a[i] = 1",
+        "import mmap\na = mmap.mmap(-1, 10 ** 9, flags=mmap.MAP_PRIVATE)\nfor i in range(0, 10 ** 9, 4096): a[i] = 1",
         "memory",
     ),
     bad(
@@ -236,7 +236,7 @@ GREEDY = [
     ),
     bad(
         "page-tables",
-        "import mmap\nm = [mmap.mmap(-1, 1 << 34, prot=mmap.PROT_READ) for _ in range(64)]\n"
+        "import mmap\nm = [mmap.mmap(-1, 1 << 34, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) for _ in range(64)]\n"
         "x = sum(a[i] for a in m for i in range(0, 1 << 34, 1 << 21))",
         "wrong",
         "memory",
