@@ -230,3 +230,61 @@ def test_a_checkpoint_of_another_run_is_refused_with_every_difference():
     assert "model width was 32 and is now 64" in message
     assert "seed was 0 and is now 1" in message
     assert "data.path" not in message
+
+
+def flip(path, bit):
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def test_every_flipped_bit_is_found_and_the_checkpoint_before_it_used(tmp_path):
+    """A hundred of them, each in a random byte of a random file, seals included."""
+    told = []
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2, tell=told.append)
+    for step in (1, 2):
+        checkpoints.save(make_meta(step), make_state(seed=step))
+    folder = tmp_path / "checkpoints"
+    files = [*(p for p in (folder / "2").rglob("*") if p.is_file()), folder / "2.seal"]
+    files = [path for path in files if path.stat().st_size]
+    rng = np.random.default_rng(0)
+    for n in range(100):
+        path = files[n % len(files)]
+        bit = int(rng.integers(8 * path.stat().st_size))
+        flip(path, bit)
+        assert checkpoints.latest() == make_meta(1), f"bit {bit} of {path}"
+        flip(path, bit)
+    assert len(told) == 100
+    assert all(f"{folder / '2'} is damaged" in t and "looking at step 1" in t for t in told)
+    assert checkpoints.latest() == make_meta(2)
+    assert_equal(checkpoints.restore(make_meta(2), make_state(seed=3)), make_state(seed=2))
+
+
+@pytest.mark.parametrize("name", ["2.seal", "2/state"])
+def test_a_checkpoint_that_lacks_a_part_is_passed_over(tmp_path, name):
+    told = []
+    checkpoints = Checkpoints(tmp_path, keep=2, tell=told.append)
+    for step in (1, 2):
+        checkpoints.save(make_meta(step), {"w": jnp.ones(3)})
+    path = tmp_path / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert checkpoints.latest() == make_meta(1) and len(told) == 1
+
+
+def test_where_all_are_damaged_there_is_none(tmp_path):
+    told = []
+    checkpoints = Checkpoints(tmp_path, keep=2, tell=told.append)
+    checkpoints.save(make_meta(1), {"w": jnp.ones(3)})
+    flip(tmp_path / "1.seal", 7)
+    assert checkpoints.latest() is None
+    assert told == [f"{tmp_path / '1'} is damaged: its seal is; there is none before it"]
+
+
+def test_a_run_that_went_back_saves_over_what_was_damaged(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2, tell=lambda _: None)
+    for step in (1, 4):
+        checkpoints.save(make_meta(step), {"w": jnp.full(2, step)})
+    flip(tmp_path / "4.seal", 0)
+    checkpoints.save(make_meta(2), {"w": jnp.full(2, 2)})
+    assert checkpoints.latest() == make_meta(2)
+    assert sorted(p.name for p in tmp_path.glob("*.seal")) == ["1.seal", "2.seal"]
