@@ -7,6 +7,7 @@ from typing import Any
 from magistral_jax.types import CodeTests, Problem, UserError
 
 DOMAINS = ("math", "code")
+_LONGEST_NAME = 200
 _CHECKERS = ("exact", "float", "json", "special")
 
 
@@ -78,7 +79,9 @@ def _tests(place: str, row: Mapping[str, Any]) -> CodeTests:
         )
     test_code = text_in(place, row, "test_code", "")
     entry_point = text_in(place, row, "entry_point", "")
-    if test_code and not entry_point.isidentifier():
+    if entry_point and not (entry_point.isidentifier() and len(entry_point) <= _LONGEST_NAME):
+        raise UserError(f"{place}: entry_point is {short(entry_point)}; it must be a Python name.")
+    if test_code and not entry_point:
         raise UserError(f"{place}: entry_point is {short(entry_point)}; test_code needs a name.")
     checker = text_in(place, row, "checker", "exact")
     if checker not in _CHECKERS and "\n" not in checker:

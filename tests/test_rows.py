@@ -45,6 +45,7 @@ def test_a_code_row_has_tests_of_one_kind(changes, tests):
         (CODE | {"tests": [{"stdin": "1"}]}, "f:1: key 'stdout' is missing"),
         (CODE | {"tests": None, "asserts": [3]}, "f:1: asserts is 3; it must be a text"),
         (CODE | {"checker": "fuzzy"}, 'f:1: checker is "fuzzy"; it must be one of exact, float'),
+        (CODE | {"entry_point": "../f"}, 'entry_point is "../f"; it must be a Python name'),
         (CODE | {"tests": None, "test_code": "check(f)"}, 'entry_point is ""; test_code needs'),
     ],
 )

@@ -124,7 +124,6 @@ _OPERATIONS = {
     "length": lambda module, target: len(target),
     "iterate": lambda module, target: iter(target),
     "next": lambda module, target: next(target),
-    "contains": lambda module, target, value: value in target,
     "text": lambda module, target: str(target),
     "shown": lambda module, target: repr(target),
     "is instance": lambda module, target, value: isinstance(value, target),

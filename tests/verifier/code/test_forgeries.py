@@ -281,3 +281,11 @@ def test_check_is_called_if_the_data_set_forgot(sandbox):
     tests = CodeTests(test_code=code, entry_point="f", prompt=CHECK.prompt)
     assert judge(tests, "def f(x): return x * x", sandbox).reason == "pass"
     assert judge(tests, "def f(x): return 0", sandbox).reason == "wrong"
+
+
+def test_an_object_that_says_it_holds_everything_holds_its_items(sandbox):
+    tests = CodeTests(asserts=("assert 9 in f(3)",))
+    box = "class Box:\n    def __contains__(self, x): return True\n    def __iter__(self): {}\n"
+    box += "def f(x): return Box()"
+    assert judge(tests, box.format("return iter([8])"), sandbox).reason == "wrong"
+    assert judge(tests, box.format("return iter([8, 9])"), sandbox).reason == "pass"
