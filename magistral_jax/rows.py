@@ -30,7 +30,8 @@ def problem_of(place: str, row: Mapping[str, Any]) -> Problem:
     """The problem of a row: `id, domain, problem`, and `answer` (math), or `tests`
     ([{stdin, stdout}]), `asserts` or `test_code` with `entry_point` (code).
 
-    Optional: `language`, `source`, `setup`, `checker`. Other keys are ignored. Raises UserError.
+    Optional: `language`, `source`, `setup`, `checker`; and `multiple_answers`, which says that the
+    values of `answer` may come in any order. Other keys are ignored. Raises UserError.
     """
     domain = text_in(place, row, "domain")
     if domain not in DOMAINS:
@@ -42,7 +43,7 @@ def problem_of(place: str, row: Mapping[str, Any]) -> Problem:
         id=text_in(place, row, "id"),
         domain="math" if domain == "math" else "code",
         question=text_in(place, row, "problem"),
-        answer=text_in(place, row, "answer", "" if domain == "code" else None),
+        answer=_answer(place, row, "" if domain == "code" else None),
         language=text_in(place, row, "language", "en"),
         source=text_in(place, row, "source", ""),
         tests=_tests(place, row) if domain == "code" else None,
@@ -50,6 +51,14 @@ def problem_of(place: str, row: Mapping[str, Any]) -> Problem:
     if domain == "math" and not problem.answer.strip():
         raise UserError(f"{place}: answer is empty; a math problem needs it.")
     return problem
+
+
+def _answer(place: str, row: Mapping[str, Any], default: str | None) -> str:
+    """The reference answer; several that may come in any order are written as the set they are."""
+    answer = text_in(place, row, "answer", default)
+    if row.get("multiple_answers") is True and "," in answer and "{" not in answer[:2]:
+        return rf"\{{{answer.replace('$', '')}\}}"
+    return answer
 
 
 def text_in(place: str, row: Mapping[str, Any], key: str, default: str | None = None) -> str:

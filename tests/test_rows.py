@@ -55,6 +55,21 @@ def test_a_fault_names_place_value_and_rule(row, message):
     assert message in str(fault.value)
 
 
+@pytest.mark.parametrize(
+    ("answer", "several", "gold"),
+    [
+        ("$69$,$84$", True, r"\{69,84\}"),
+        ("1, 3", True, r"\{1, 3\}"),
+        ("1, 3", False, "1, 3"),
+        ("7", True, "7"),
+        (r"\{1, 3\}", True, r"\{1, 3\}"),
+    ],
+)
+def test_several_answers_in_any_order_are_a_set(answer, several, gold):
+    row = MATH | {"answer": answer, "multiple_answers": several}
+    assert problem_of("f:1", row).answer == gold
+
+
 def test_a_line_is_an_object():
     assert row_of("f:1", json.dumps(MATH).encode()) == MATH
     with pytest.raises(UserError, match="f:1: 3 is not an object"):
