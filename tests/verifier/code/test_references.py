@@ -7,7 +7,6 @@ import ast
 import gzip
 import json
 import random
-import resource
 import subprocess
 import sys
 import warnings
@@ -64,16 +63,14 @@ def mutated(source: str, seed: str, function: str = "") -> str:
 def passes_plainly(*parts: str) -> bool:
     """The oracle: whether program and tests, in one process, end well."""
 
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_DATA, (500_000_000, 500_000_000))
-
+    # Not by preexec_fn: the process that runs the tests has threads, and must not run code forked.
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_DATA, (500_000_000,) * 2)"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", "\n".join(parts)],
+            [sys.executable, "-c", "\n".join([limited, *parts])],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=6,
-            preexec_fn=limited,
         )
     except subprocess.TimeoutExpired:
         return False
