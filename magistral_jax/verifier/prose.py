@@ -13,6 +13,10 @@ _ADDRESS = re.compile(r"(?:https?://|www\.)\S++")
 # A dollar sign opens mathematics before, and closes it after, anything but a space; and not
 # before a digit: "$5 and $10" are prices.
 _DOLLARS = re.compile(r"(?<!\\)\$(?=[^\s$])(?:[^$\\]|\\.)*+(?<=\S)\$(?![0-9])", re.DOTALL)
+# What stands between two prices is no mathematics: "sie zahlt $4, er zahlt 7$", with three words in
+# a row, or six characters of a script without spaces, outside commands and their arguments.
+_SENTENCE = re.compile(r"(?:[^\W\d_]{2,}+[ \n,;.]+){2}[^\W\d_]{2}|[\u3040-\u30ff\u4e00-\u9fff]{6}")
+_ASIDE = re.compile(r"\\[A-Za-z]++\*?(?:\s*+\{[^{}]*+\})*+|\{[^{}]*+\}")
 _DISPLAYED = (("[asy]", "[/asy]"), ("$$", "$$"), (r"\[", r"\]"), (r"\(", r"\)"))
 _ENVIRONMENT = re.compile(r"\\begin\{([A-Za-z]{1,30}\*?)\}")
 _WORDS_INSIDE = re.compile(r"\\(?:text[a-z]*|emph|mbox|(?:sub)*section\*?|title)\s*+\{")
@@ -32,7 +36,7 @@ def prose(text: str) -> str:
     for opening, closing in _DISPLAYED:
         text = _without(text, opening, closing)
     text = _without_environments(text)
-    text = _DOLLARS.sub(" ", text)
+    text = _DOLLARS.sub(_unless_prose, text)
     text = _ADDRESS.sub(" ", text)
     text = _WORDS_INSIDE.sub(" ", text)
     for _ in range(_ROUNDS):
@@ -41,6 +45,10 @@ def prose(text: str) -> str:
             break
         text = shorter
     return _COMMAND.sub(" ", text)
+
+
+def _unless_prose(formula: re.Match[str]) -> str:
+    return formula[0] if _SENTENCE.search(_ASIDE.sub("", formula[0])) else " "
 
 
 def _without(text: str, opening: str, closing: str) -> str:

@@ -185,6 +185,9 @@ def test_one_foreign_sentence_in_a_long_thought_is_seen():
     [
         ("a $x$ b", "a b"),
         ("a $5 b $6 c", "a $5 b $6 c"),
+        ("a $4, und er zahlt 7$ b", "a $4, und er zahlt 7$ b"),
+        (r"a $x \text{ if one of two}$ b", "a b"),
+        ("a $4 他买了两个苹果 7$ b", "a $4 他买了两个苹果 7$ b"),
         (r"a \(x\) b \[y\] c $$z$$ d", "a b c d"),
         (r"a \(x b", "a x b"),
         (r"a \begin{align*}x\\y\end{align*} b", "a b"),
