@@ -32,6 +32,7 @@ from magistral_jax.verifier.worker import VerifierPool
 
 NO_LENGTH_RULE = RewardRule(soft_tokens=2**31, max_tokens=2**31)
 """No completion is too long: what rows without a run have."""
+_MOST_WORKERS = 8  # all start at the first call; who wants more brings a pool
 _POLL_S = 0.2
 _AHEAD = 8  # rows handed to the pool per worker, so that none waits for the next row to be read
 
@@ -201,9 +202,8 @@ class _Default:
     def pool(self) -> VerifierPool:
         with self._lock:
             if self._pool is None:
-                self._pool = VerifierPool(
-                    NO_LENGTH_RULE, VerifierConfig(workers=os.cpu_count() or 1)
-                )
+                workers = min(os.cpu_count() or 1, _MOST_WORKERS)
+                self._pool = VerifierPool(NO_LENGTH_RULE, VerifierConfig(workers=workers))
                 atexit.register(self._pool.close)
             return self._pool
 
