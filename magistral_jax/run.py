@@ -40,7 +40,9 @@ def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
     saved = checkpoints.latest() if resume else None
     if resume and saved is None:
-        raise UserError(f"--resume: {checkpoints.folder} holds no checkpoint that is whole. Leave --resume out.")
+        raise UserError(
+            f"--resume: {checkpoints.folder} holds no checkpoint that is whole. Leave --resume out."
+        )
     run = Run(config)
     if saved is not None:
         check_identity(saved.identity, run.identity(), folder)
