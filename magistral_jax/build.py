@@ -42,7 +42,7 @@ from magistral_jax.tokenizer.interface import Tokenizer
 from magistral_jax.trainer.optimizer import make_optimizer
 from magistral_jax.trainer.trainer import Trainer, TrainState
 from magistral_jax.types import Completion, Cursor, Group, Problem, Prompt, Snapshot, Verdict
-from magistral_jax.verifier.reward import RewardRule
+from magistral_jax.verifier.reward import rule_of
 from magistral_jax.verifier.sandbox.choose import describe_sandbox
 from magistral_jax.verifier.worker import VerifierPool
 from magistral_jax.weights.mailbox import Mailbox
@@ -224,13 +224,7 @@ class Run:
 
     @cached_property
     def verifiers(self) -> VerifierPool:
-        config = self.config
-        rule = RewardRule(
-            soft_tokens=config.soft_tokens,
-            max_tokens=config.generator.max_tokens,
-            length_penalty=config.verifier.length_penalty,
-        )
-        return VerifierPool(rule, config.verifier)
+        return VerifierPool(rule_of(self.config), self.config.verifier)
 
     @cached_property
     def sandbox(self) -> str:

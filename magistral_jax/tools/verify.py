@@ -14,7 +14,7 @@ from magistral_jax.config import RunConfig
 from magistral_jax.rows import row_of
 from magistral_jax.types import UserError
 from magistral_jax.verifier.api import NO_LENGTH_RULE, judge_many
-from magistral_jax.verifier.reward import RewardRule
+from magistral_jax.verifier.reward import rule_of
 from magistral_jax.verifier.sandbox.choose import describe_sandbox
 from magistral_jax.verifier.worker import VerifierPool
 
@@ -24,13 +24,7 @@ def verify(config: RunConfig, source: Path, *, has_length_rule: bool) -> int:
 
     Without a length rule no completion is too long. Returns 0 when every row was judged, else 1.
     """
-    rule = NO_LENGTH_RULE
-    if has_length_rule:
-        rule = RewardRule(
-            soft_tokens=config.soft_tokens,
-            max_tokens=config.generator.max_tokens,
-            length_penalty=config.verifier.length_penalty,
-        )
+    rule = rule_of(config) if has_length_rule else NO_LENGTH_RULE
     began = time.monotonic()
     outcomes: Counter[str] = Counter()
     reasons: Counter[str] = Counter()

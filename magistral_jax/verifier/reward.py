@@ -9,19 +9,14 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
 
-from magistral_jax.config import VerifierConfig
+from magistral_jax.config import RunConfig, VerifierConfig
 from magistral_jax.types import CodeTests, Problem, Reason, UserError, Verdict
 from magistral_jax.verifier.code.extract import first_block
 from magistral_jax.verifier.code.judge import judge_code
 from magistral_jax.verifier.format import Format, check_format
 from magistral_jax.verifier.grade import Grade, shown
 from magistral_jax.verifier.length import length_reward
-from magistral_jax.verifier.math.equal import (
-    is_readable_gold,
-    math_equal,
-    same_answer,
-    settle,
-)
+from magistral_jax.verifier.math.equal import is_readable_gold, math_equal, same_answer
 from magistral_jax.verifier.own import load_own
 from magistral_jax.verifier.sandbox.choose import open_sandbox
 
@@ -64,6 +59,15 @@ class RewardRule:
                 f"verifier.length_penalty is {self.length_penalty}; it is what length costs, so "
                 "it must be at least 0."
             )
+
+
+def rule_of(config: RunConfig) -> RewardRule:
+    """The numbers that a run's config chooses."""
+    return RewardRule(
+        soft_tokens=config.soft_tokens,
+        max_tokens=config.generator.max_tokens,
+        length_penalty=config.verifier.length_penalty,
+    )
 
 
 class Judge:
@@ -140,12 +144,8 @@ class Judge:
         """Whether `pred` says `gold`, as a verdict without reward; see `math.equal.math_equal`."""
         if known:
             return without_reward(known, "")
-        if mode == "answer":
-            is_same = self._is_same(gold, pred)
-        else:
-            self._load(PARSERS)
-            is_same = math_equal(gold, pred, mode)
-        return without_reward("pass" if is_same else "wrong", "")
+        self._load(PARSERS)
+        return without_reward("pass" if math_equal(gold, pred, mode) else "wrong", "")
 
     def _grade(self, problem: Problem, form: Format, draw: str) -> Grade:
         if self._own is not None:
@@ -156,22 +156,12 @@ class Judge:
         return self._grade_code(problem, form.answer_part, draw)
 
     def _grade_math(self, gold: str, answer: str) -> Grade:
-        if self._is_same(gold, answer):
+        self._load(PARSERS)
+        if same_answer(gold, answer):
             return Grade(1.0, "pass")
         if not is_readable_gold(gold):
             return Grade(0.0, "error", f"the reference {shown(gold)} cannot be read")
         return Grade(0.0, "wrong", f"{shown(answer)} is not {shown(gold)}")
-
-    def _is_same(self, gold: str, answer: str) -> bool:
-        """As `math.equal.same_answer`, loading what it needs only where it needs it."""
-        try:
-            is_same = settle(gold, answer)
-        except RecursionError:  # nested without end: no answer
-            return False
-        if is_same is None:
-            self._load(PARSERS)
-            is_same = same_answer(gold, answer)
-        return is_same
 
     def _grade_code(self, problem: Problem, answer_part: str, draw: str) -> Grade:
         block = first_block(answer_part)

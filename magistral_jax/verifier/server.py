@@ -88,12 +88,7 @@ class Server:
     def close(self) -> None:
         """Kill the child."""
         if self._pid:
-            with suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
-            os.close(self._to)
-            os.close(self._back)
-        self._pid = 0
+            self._end()
 
     def _judge(self, line: bytes) -> Verdict:
         limits, code = limits_in(line), 0

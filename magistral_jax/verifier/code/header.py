@@ -10,6 +10,7 @@ import os
 import stat
 import subprocess
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def include_flags(sandbox: Any) -> tuple[str, ...]:
 
 def _made(compiler: str, folder: Path) -> Path:
     """The include folder for this compiler; other processes may be making it at the same time."""
-    version = _output([compiler, "--version"])
+    version = _version(compiler)
     key = hashlib.sha256("\0".join([compiler, version, *FLAGS]).encode()).hexdigest()[:16]
     made = folder / key
     if made.is_dir():
@@ -64,6 +65,11 @@ def _made(compiler: str, folder: Path) -> Path:
             if not made.is_dir():  # else another process was first
                 raise
     return made
+
+
+@cache
+def _version(compiler: str) -> str:
+    return _output([compiler, "--version"])
 
 
 def _output(command: list[str]) -> str:
