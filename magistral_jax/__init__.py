@@ -9,7 +9,7 @@ A completion's journey, and the room that owns each step:
     trainer     minibatch  -> new weights
     weights     new weights -> generator   (device to device, while it decodes)
 
-`loops.run_sync` is the specification of the journey; `loops.run_async` moves the same values
+`loops.sync` is the specification of the journey; `loops.asynchronous` moves the same values
 through the same rooms at once.
 """
 

@@ -1,8 +1,8 @@
 """The command line: `magistral-jax train CONFIG.toml`, `sample`, `eval`, `export`, `verify`,
-`bench`.
+`bench`, `chaos`.
 
-Exit codes: 0 done, 1 failed, 2 user's mistake, 70 stalled, 75 stopped by a signal and resumable,
-130 Ctrl-C.
+Exit codes: 0 done, 1 failed, 2 user's mistake, 70 stalled, 75 told to stop and resumable, 130
+interrupted by a second Ctrl-C.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import get_args
 
 from magistral_jax.config import DType, RunConfig
 from magistral_jax.settings import dotted_fields, dump, load, parse_overrides
-from magistral_jax.types import Stalled, UserError
+from magistral_jax.types import RunFailed, Stalled, UserError
 
 FAILED, MISTAKE, STALLED, INTERRUPTED = 1, 2, 70, 130
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as failure:
         from magistral_jax.checkpoint import CannotSave
 
-        if isinstance(failure, CannotSave | OSError):
+        if isinstance(failure, CannotSave | RunFailed | OSError):
             return _say(f"magistral-jax: {failure}", FAILED)
         raise
 
@@ -50,8 +50,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="magistral-jax",
         description="Magistral's reinforcement learning in JAX.",
         epilog="Every field of the config can be overridden: --trainer.learning_rate 1e-4. "
-        "Exit codes: 0 done, 1 failed, 2 your mistake, 70 stalled, 75 stopped and resumable, "
-        "130 Ctrl-C.",
+        "Exit codes: 0 done, 1 failed, 2 your mistake, 70 stalled, 75 told to stop and resumable, "
+        "130 interrupted by a second Ctrl-C.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -99,6 +99,11 @@ def make_parser() -> argparse.ArgumentParser:
     bench.set_defaults(rules=None)
     bench.add_argument("--workers", type=int, help="verify: processes (default: all cores)")
     bench.add_argument("--json", type=Path, help="also write the table to this file")
+    chaos = command("chaos", chaos_command, "Kill a run again and again; what it lost.")
+    chaos.add_argument("--kills", type=int, default=50, help="SIGKILLs in all (default: 50)")
+    chaos.add_argument("--run-dir", type=Path, help="folder of its runs (default: runs/chaos)")
+    chaos.add_argument("--chaos-seed", type=int, default=0, help="draws the moments")
+    chaos.add_argument("--json", type=Path, help="also write the table to this file")
     return parser
 
 
@@ -209,6 +214,18 @@ def bench_command(config: RunConfig, options: argparse.Namespace) -> int:
     from magistral_jax.tools.bench import bench
 
     return bench(config, json_path=options.json)
+
+
+def chaos_command(config: RunConfig, options: argparse.Namespace) -> int:
+    from magistral_jax.tools.chaos import chaos
+
+    return chaos(
+        config,
+        run_dir=options.run_dir or Path("runs") / "chaos",
+        kills=options.kills,
+        seed=options.chaos_seed,
+        json_path=options.json,
+    )
 
 
 def _is_of_verdicts(options: argparse.Namespace) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from magistral_jax.arrays import Batch
 from magistral_jax.batch.assemble import assemble
-from magistral_jax.batch.backlog import Backlog, GroupCollector
+from magistral_jax.batch.backlog import Backlog
 from magistral_jax.config import RunConfig
 from magistral_jax.data.prompts import render
 from magistral_jax.data.sources import Sums, read_jsonl
@@ -21,7 +21,8 @@ from magistral_jax.data.stream import PromptStream, heldout_problems
 from magistral_jax.generator.engine import Engine
 from magistral_jax.generator.sampling import Sampler
 from magistral_jax.generator.scheduler import Scheduler
-from magistral_jax.loops import Rooms
+from magistral_jax.ledger import GENERATOR, TRAINER, Ledger, shares_of
+from magistral_jax.loops.rooms import Rooms
 from magistral_jax.model.gguf_file import read_header
 from magistral_jax.model.load import checked_weights, read_architecture, read_params
 from magistral_jax.model.params import Architecture, Params, initialise
@@ -41,7 +42,17 @@ from magistral_jax.tokenizer.files import check_vocabulary, read_tokenizer
 from magistral_jax.tokenizer.interface import Tokenizer
 from magistral_jax.trainer.optimizer import make_optimizer
 from magistral_jax.trainer.trainer import Trainer, TrainState
-from magistral_jax.types import Completion, Cursor, Group, Problem, Prompt, Snapshot, Verdict
+from magistral_jax.types import (
+    Completion,
+    Frontier,
+    Group,
+    Problem,
+    Prompt,
+    Queue,
+    Snapshot,
+    UserError,
+    Verdict,
+)
 from magistral_jax.verifier.reward import rule_of
 from magistral_jax.verifier.sandbox.choose import describe_sandbox
 from magistral_jax.verifier.worker import VerifierPool
@@ -62,6 +73,9 @@ class Run:
         self.dtype = jnp.dtype(config.model.dtype)
         self.trainer_mesh, self.generator_mesh = make_meshes(config.mesh, devices)
         self.tally = Tally()
+        meshes = {GENERATOR: self.generator_mesh, TRAINER: self.trainer_mesh}
+        self.ledger = Ledger(shares_of(meshes))
+        self.on_failure: Callable[[str, str], None] = lambda kind, message: None
         for mesh, rules, owner in (
             (self.trainer_mesh, TRAINER_RULES, "trainer"),
             (self.generator_mesh, GENERATOR_RULES, "generator"),
@@ -138,17 +152,17 @@ class Run:
             max_prompt_tokens=data.max_prompt_tokens,
         )
 
-    def stream(self, cursor: Cursor, *, seed: int | None = None) -> PromptStream:
+    def stream(self, position: int = 0, *, seed: int | None = None) -> PromptStream:
         return PromptStream(
             self.problems,
             self.render,
             seed=self.config.seed if seed is None else seed,
             heldout_percent=self.config.data.heldout_percent,
-            cursor=cursor,
+            position=position,
         )
 
     def _warmup_prompts(self) -> Iterator[Prompt]:
-        stream = self.stream(Cursor(next=0), seed=self.config.seed + 1)
+        stream = self.stream(seed=self.config.seed + 1)
         while True:
             yield stream.next()
 
@@ -184,7 +198,7 @@ class Run:
         return self.engine(PROBE_PROMPTS)
 
     def scheduler(
-        self, snapshot: Snapshot, *, engine: Engine, stream: int, sampler: Sampler
+        self, snapshot: Snapshot, *, engine: Engine, stream: int, sampler: Sampler, **options: Any
     ) -> Scheduler:
         generator = self.config.generator
         return Scheduler(
@@ -195,12 +209,19 @@ class Run:
             group_size=generator.group_size,
             max_tokens=generator.max_tokens,
             kv_on_update=generator.kv_on_update,
+            **options,
         )
 
     def sampling(self, snapshot: Snapshot) -> Scheduler:
         """Where training samples come from."""
         sampler = Sampler(temperature=self.config.generator.temperature)
-        return self.scheduler(snapshot, engine=self.main_engine, stream=SAMPLING, sampler=sampler)
+        return self.scheduler(
+            snapshot,
+            engine=self.main_engine,
+            stream=SAMPLING,
+            sampler=sampler,
+            doing=partial(self.ledger.doing, GENERATOR),
+        )
 
     def evaluation(self, snapshot: Snapshot, sampler: Sampler | None = None) -> Scheduler:
         """The same engine at the evaluation's temperature, with randomness of its own."""
@@ -299,38 +320,52 @@ class Run:
             "generator.group_size": self.config.generator.group_size,
         }
 
-    def backlog(self, cursor: Cursor) -> Backlog:
+    def backlog(self, queue: Queue) -> Backlog:
+        # The specification trains on what the newest weights sampled, and on nothing else.
+        max_lag = self.config.batch.max_lag if self.config.mode == "async" else 0
         return Backlog(
             groups_per_batch=self.config.groups_per_batch,
             group_size=self.config.generator.group_size,
-            max_lag=self.config.batch.max_lag,
-            cursor=cursor,
+            max_lag=max_lag,
             stall_s=self.config.stall_s,
+            queue=queue,
         )
 
     def rooms(
         self,
         trainer: Trainer,
         snapshot: Snapshot,
-        cursor: Cursor,
+        frontier: Frontier,
         *,
-        on_step: Callable[[int, dict[str, float], list[Group], Cursor], None],
+        wants_frontier: Callable[[int], bool],
+        on_step: Callable[[int, dict[str, float], list[Group], Frontier | None], None],
         waiting: Callable[[str, str | None], None],
     ) -> Rooms:
-        """The rooms of a loop that starts from `snapshot`, at this place of the stream."""
+        """The rooms of a loop that goes on from `frontier` with the weights of `snapshot`."""
+        generator = self.sampling(snapshot)
+        if self.config.deterministic and frontier.in_flight.drafts and not frontier.in_flight.cache:
+            raise UserError(
+                "deterministic: this run was saved without the cache of its sequences in flight "
+                '(checkpoint.kv = "refill"), so what follows would differ. Resume without it.'
+            )
+        generator.restore(frontier.in_flight)
+        for name, value in frontier.counters.items():
+            self.tally.add(name, value)
         return Rooms(
-            prompts=self.stream(cursor),
-            generator=self.sampling(snapshot),
+            prompts=self.stream(frontier.queue.next),
+            generator=generator,
             judge=self.judge,
-            collector=GroupCollector(self.config.generator.group_size),
-            backlog=self.backlog(cursor),
+            backlog=self.backlog(frontier.queue),
             assemble=self.assemble,
             train=partial(train_batch, trainer),
             push=lambda version: self.published(trainer.params, version),
             mailbox=Mailbox(),
             probe=self.probe(),
             tally=self.tally,
+            ledger=self.ledger,
+            wants_frontier=wants_frontier,
             on_step=on_step,
+            on_failure=lambda kind, message: self.on_failure(kind, message),
             waiting=waiting,
         )
 

@@ -219,6 +219,9 @@ class CheckpointConfig:
     """Weight updates between checkpoints; the last update is always saved."""
     keep: int = 2
     """Checkpoints kept; older ones are deleted once a newer one is whole."""
+    kv: Literal["save", "refill"] = "refill"
+    """The cache of sequences in flight: in the checkpoint, so that a resume changes nothing, or
+    computed anew under the newest weights when they go on, which their completions tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,8 +248,18 @@ class RunConfig:
     """Every random choice of the run follows from it."""
     mode: Literal["async", "sync"] = "async"
     """"async" is Magistral; "sync" is its specification, one thing at a time."""
+    deterministic: bool = False
+    """The same run every time, bit for bit, stopped and resumed or not: what depends on timing in
+    an asynchronous run is counted in decode steps instead. Requires checkpoint.kv = "save"."""
+    deterministic_steps: int = 16
+    """Deterministic runs: decode steps from a full batch until its weights are applied, and from a
+    completion's end until its verdict counts. Too few, and the generator waits."""
     stall_s: float = 600.0
-    """Longest any part may wait for another before the run stops with exit code 70."""
+    """Longest any part may wait for another, or be at one thing, before the run says who hangs,
+    writes all stacks to its folder and ends with exit code 70."""
+    grace_s: float = 30.0
+    """A run that is told to stop (SIGTERM, Ctrl-C, a file named "stop" in its folder) finishes its
+    update and saves within this time, or ends with what was saved before."""
     model: ModelConfig = field(default_factory=ModelConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -44,8 +44,8 @@ class Console:
 
     def __init__(self, steps: int, stream: Any = None) -> None:
         self._steps = steps
-        self._stream = sys.stderr if stream is None else stream
-        self._encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        self.stream = sys.stderr if stream is None else stream
+        self._encoding = getattr(self.stream, "encoding", None) or "utf-8"
         # Held only to read or change the fields below, never while printing: the live display
         # calls `_status` under a lock of its own.
         self._lock = Lock()
@@ -57,7 +57,7 @@ class Console:
         self._step_s: deque[float] = deque(maxlen=_TREND_STEPS)
         self._waits: dict[str, tuple[str, float]] = {}
         self._began = time.monotonic()
-        self._live = self._start_live() if _is_terminal(self._stream) else None
+        self._live = self._start_live() if _is_terminal(self.stream) else None
 
     def phase(self, text: str) -> None:
         """Shows what the run does between steps: "compiling", "warm-up 120/400 loss 0.31"."""
@@ -70,6 +70,10 @@ class Console:
                 self._phase_kind, self._phase_told = kind, now
         if self._live is None and is_news:
             self._print(text)
+
+    def note(self, text: str) -> None:
+        """Prints a line of its own, on a terminal too: something went wrong and was mended."""
+        self._print(_printable(text, self._encoding))
 
     def step(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Prints the step's line; `values` are those of `RunRecord.step`."""
@@ -109,13 +113,13 @@ class Console:
 
     def _start_live(self) -> Live:
         live = Live(
-            console=rich.console.Console(file=self._stream, force_terminal=True),
+            console=rich.console.Console(file=self.stream, force_terminal=True),
             get_renderable=self._status,
             refresh_per_second=2,
             transient=True,
             # Results on stdout may go elsewhere than this stream; they are not ours to redirect.
             redirect_stdout=False,
-            redirect_stderr=self._stream is sys.stderr,
+            redirect_stderr=self.stream is sys.stderr,
         )
         live.start()
         return live
@@ -126,8 +130,8 @@ class Console:
             if live is not None:
                 live.console.print(Text(line), soft_wrap=True)
             else:
-                self._stream.write(line + "\n")
-                self._stream.flush()
+                self.stream.write(line + "\n")
+                self.stream.flush()
         except (OSError, ValueError):
             # A closed pipe or terminal takes the view away, not the run.
             return

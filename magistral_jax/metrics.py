@@ -14,10 +14,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat, get_args
 
+from magistral_jax.ledger import BINS, FATES
 from magistral_jax.types import Completion, Group, Reason, UserError, Verdict
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
+
+FAILURES = {
+    "verifier": "Verifier processes that died or hung and were replaced",
+    "generator": "Failures of the generator's device state, made anew",
+    "push": "Pushes of weights that failed and were tried again",
+    "prompts": "Prompts set aside since the generator failed with them every time",
+    "checkpoint": "Saved parts of a checkpoint that could not be used",
+}
 
 GLOSSARY: dict[str, str] = {
     "reward/mean": "Mean reward of the completions judged for this step: those of dropped uniform "
@@ -30,6 +39,9 @@ GLOSSARY: dict[str, str] = {
     "batch/uniform_groups": "Share of finished groups dropped since all rewards in them are equal.",
     "batch/errored": "Completions of this step whose check itself failed (a count).",
     "batch/padding": "Share of the packed rows' tokens that hold nothing, 0 to 1.",
+    "batch/first_group": "Position in the prompt stream of the first group trained on.",
+    "batch/last_group": "Position in the prompt stream of the last group trained on. Between the "
+    "two are those of the batch, in dispatch order, and dropped ones.",
     "policy/lag_max": "Weight updates between the batch's oldest token and the weights it trains.",
     "policy/clipped_high": "Share of trained tokens whose gradient stops at 1 + eps_high.",
     "policy/clipped_low": "Share of trained tokens whose gradient stops at 1 - eps_low.",
@@ -47,6 +59,11 @@ GLOSSARY: dict[str, str] = {
     "length/mean": "Mean length of a completion, in tokens.",
     "length/max": "Longest completion, in tokens.",
     "length/truncated": "Share of completions cut at generator.max_tokens, 0 to 1.",
+    **{
+        f"length/trained_q{q}": f"Of all completions kept so far whose length lies in quarter {q} "
+        "of their lengths, the share trained on: equal in all quarters, or there is a length bias."
+        for q in (1, 2, 3, 4)
+    },
     "generator/tokens_per_s": "Tokens sampled per second of the step's wall time.",
     "generator/occupancy": "Mean share of slots that decode a sequence, 0 to 1.",
     "generator/decode_steps": "Decode steps since the previous weight update (a count).",
@@ -67,7 +84,31 @@ GLOSSARY: dict[str, str] = {
     "verifier/unsafe_code": "1 where programs run without a sandbox (verifier.allow_unsafe_code).",
     "time/assemble": "Advantages, packing and padding of this batch, in seconds.",
     "time/checkpoint": "How long the step waited for its checkpoint, in seconds.",
+    **{
+        f"failures/{kind}": f"{what}, since the run began (a count)."
+        for kind, what in FAILURES.items()
+    },
+    **{
+        f"ledger/{bin}": f"Device-seconds since the run began: {what}."
+        for bin, what in BINS.items()
+    },
+    **{f"tokens/{fate}": f"Tokens sampled since the run began: {FATES[fate]}." for fate in FATES},
 }
+
+# What depends on the clock, or on what was killed and when: all else is equal in two deterministic
+# runs.
+_TIMED = ("time/", "ledger/", "failures/", "push/")
+_TIMED_NAMES = ("wall_s", "generator/tokens_per_s", "train/tokens_per_s", "tokens/lost")
+
+
+def untimed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of metrics without what the clock decides."""
+    return {
+        name: value
+        for name, value in row.items()
+        if not name.startswith(_TIMED) and name not in _TIMED_NAMES
+    }
+
 
 PARTS = ("format", "correct", "length", "language")
 METRICS, COMPLETIONS, SUMMARY = "metrics.jsonl", "completions.jsonl.gz", "summary.json"
@@ -84,8 +125,7 @@ class RunRecord:
         self._tensorboard = tensorboard
         self._resume_step = resume_step
         self._events: SummaryWriter | None = None
-        before = -1 if resume_step is None else resume_step
-        self._last = {METRICS: before, COMPLETIONS: before}
+        self._last = {METRICS: -1, COMPLETIONS: -1}
         if resume_step is None:
             _refuse_a_second_run(self.folder)
         try:
@@ -94,11 +134,17 @@ class RunRecord:
             raise UserError(
                 f"--run-dir {self.folder} cannot be made: {fault.strerror}. Pass another --run-dir."
             ) from fault
-        wall_s = 0.0
+        self._start = time.monotonic()
         if resume_step is not None:
-            wall_s = _cut_metrics(self.folder / METRICS, resume_step)
-            _cut_completions(self.folder / COMPLETIONS, resume_step)
+            self.go_back(resume_step)
+
+    def go_back(self, step: int) -> None:
+        """Cuts off the rows after a step: they are made again."""
+        wall_s = _cut_metrics(self.folder / METRICS, step)
+        _cut_completions(self.folder / COMPLETIONS, step)
         self._start = time.monotonic() - wall_s
+        self._last = {METRICS: step, COMPLETIONS: step}
+        self._resume_step = step
 
     def step(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Adds one row to metrics.jsonl, on disk when this returns; not-finite values are null."""
@@ -184,6 +230,7 @@ def _completion_row(
         # A float32 as the float64 of the same value: reading it back as float32 is exact.
         "logprobs": completion.logprobs.tolist(),
         "spans": [[span.start, span.version] for span in completion.spans],
+        "refills": list(completion.refills),
         "finish": completion.finish,
         "reward": float(verdict.reward),
         "parts": {name: float(verdict.parts.get(name, 0.0)) for name in PARTS},

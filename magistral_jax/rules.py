@@ -16,6 +16,7 @@ def broken_rules(c: RunConfig) -> list[str]:
         *_batch_rules(c),
         *_model_rules(c),
         *_stage_rules(c),
+        *_resume_rules(c),
     )
     return [text for broken, text in rules if broken]
 
@@ -55,11 +56,13 @@ def _positive(c: RunConfig) -> list[Rule]:
         "mesh.trainer_tp": (c.mesh.trainer_tp, 1),
         "mesh.generator_tp": (c.mesh.generator_tp, 1),
         "metrics.probe_every": (c.metrics.probe_every, 0),
+        "deterministic_steps": (c.deterministic_steps, 1),
     }
     above_zero = {
         "generator.temperature": c.generator.temperature,
         "verifier.timeout_s": c.verifier.timeout_s,
         "stall_s": c.stall_s,
+        "grace_s": c.grace_s,
         "trainer.max_grad_norm": c.trainer.max_grad_norm,
         "trainer.eps_high": c.trainer.eps_high,
         "trainer.adam_eps": c.trainer.adam_eps,
@@ -249,3 +252,18 @@ def _stage_rules(c: RunConfig) -> list[Rule]:
             ),
         ]
     return rules
+
+
+def _resume_rules(c: RunConfig) -> list[Rule]:
+    return [
+        (
+            c.deterministic and c.checkpoint.kv != "save",
+            f"deterministic is true and checkpoint.kv is {c.checkpoint.kv!r}: a cache computed "
+            'anew differs in its last bits. Set checkpoint.kv = "save".',
+        ),
+        (
+            c.deterministic and c.generator.update_at != "step",
+            f"deterministic is true and generator.update_at is {c.generator.update_at!r}: updates "
+            'are applied at fixed decode steps. Set generator.update_at = "step".',
+        ),
+    ]

@@ -1,30 +1,35 @@
 """One run from its config to its summary: warm-up, measure, reinforce, measure again."""
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from time import monotonic
-from types import FrameType
 from typing import Any
 
 from magistral_jax.build import Run, restored
-from magistral_jax.checkpoint import Checkpoints, Meta, check_identity
+from magistral_jax.checkpoint import Checkpoints, Damaged, Meta, check_identity
 from magistral_jax.config import RunConfig
-from magistral_jax.console import Console
+from magistral_jax.console import Console, table
 from magistral_jax.evaluate import Evaluation, evaluate
-from magistral_jax.loops import Rooms, run_async, run_sync
+from magistral_jax.frontier import packed, unpacked
+from magistral_jax.ledger import GENERATOR, TRAINER, Activity, ledger_rows
+from magistral_jax.loops.asynchronous import run_async
+from magistral_jax.loops.clockwork import Clockwork
+from magistral_jax.loops.moves import Generation
+from magistral_jax.loops.sync import run_sync
 from magistral_jax.metrics import GLOSSARY, RunRecord
+from magistral_jax.pulse import Pulse, read_pulse
 from magistral_jax.settings import dump
+from magistral_jax.tally import rates
 from magistral_jax.trainer.trainer import Trainer
-from magistral_jax.types import Cursor, Group, Snapshot, UserError
+from magistral_jax.types import Frontier, Group, Snapshot, Stalled, Stopped, UserError
 from magistral_jax.verifier.sandbox.choose import UNSAFE
+from magistral_jax.watch import STOPPED, Stop, Watch, dump_stacks
 
-FINISHED, STOPPED, INTERRUPTED = 0, 75, 130
+FINISHED = 0
 LONGEST_CHECKED = 100
-NOTHING_COUNTED = dict.fromkeys(
+NOTHING_COUNTED: dict[str, float] = dict.fromkeys(
     ("progress/completions", "progress/dispatched", "progress/dropped_groups"), 0.0
 )
 
@@ -37,11 +42,13 @@ def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
             f"stage: {len(config.stage)} stages are asked for, and stages are not acted on yet. "
             "Remove the [[stage]] tables to train with the numbers above them throughout."
         )
-    checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
+    checkpoints = Checkpoints(
+        folder / "checkpoints", keep=config.checkpoint.keep, stall_s=config.stall_s
+    )
     saved = checkpoints.latest() if resume else None
-    if resume and saved is None:
+    if resume and saved is None and not (folder / "config.toml").is_file():
         raise UserError(
-            f"--resume: {checkpoints.folder} holds no checkpoint that is whole. Leave --resume out."
+            f"--resume: {folder} holds no run. Leave --resume out, or name its --run-dir."
         )
     run = Run(config)
     if saved is not None:
@@ -49,21 +56,23 @@ def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
     try:
         run.check_weights()
         check_data(run)
+        step = saved.step if saved else 0
         with (
-            RunRecord(folder, config.metrics.tensorboard, saved.step if saved else None) as record,
+            RunRecord(folder, config.metrics.tensorboard, step if resume else None) as record,
             Console(config.trainer.steps) as console,
         ):
             (folder / "config.toml").write_text(dump(config), encoding="utf-8")
             if run.sandbox:
                 console.phase(run.sandbox)
-            return Session(config, run, record, console, checkpoints, began).play(saved)
+            session = Session(config, run, record, console, checkpoints, folder, began)
+            return session.play(saved, resume=resume)
     finally:
         run.close()
 
 
 def check_data(run: Run) -> None:
     """Find the user's mistakes in data and evaluation before anything is written or compiled."""
-    run.stream(Cursor(next=0)).next()
+    run.stream().next()
     _ = run.sandbox
     if run.config.data.path:  # generated sums are all of one length
         # The longest texts make the longest prompts, nearly always; all would take minutes.
@@ -83,111 +92,234 @@ class Session:
     record: RunRecord
     console: Console
     checkpoints: Checkpoints
+    folder: Path
     began: float
+    stop: Stop = field(default_factory=Stop)
+    counts: dict[str, float] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
 
-    def play(self, saved: Meta | None) -> int:
-        trainer, meta = self._from_checkpoint(saved) if saved else self._from_scratch()
+    def play(self, saved: Meta | None, *, resume: bool) -> int:
+        """From the beginning or a checkpoint to the end, or to a stop."""
+        self.run.on_failure = self._on_failure
+        self.counts = dict(NOTHING_COUNTED)
+        self._account_for_the_past(saved, resume=resume)
+        watch = Watch(
+            self.run.ledger,
+            self.stop,
+            self.folder,
+            stall_s=self.config.stall_s,
+            grace_s=self.config.grace_s,
+            others=self._writing,
+            on_tick=self._beat,
+            on_exit=self.run.close,
+        )
+        with self.stop.on_signals(), watch:
+            try:
+                return self._play(saved)
+            except Stopped:
+                where = "go on with --resume" if saved else "nothing is saved yet"
+                self.console.phase(f"stopped by {self.stop.reason}; {where}")
+                return STOPPED
+            except Stalled as stall:
+                stacks = dump_stacks(self.folder)
+                raise Stalled(f"{stall} (all stacks: {stacks})") from stall
+
+    def _play(self, saved: Meta | None) -> int:
+        if saved is not None:
+            trainer, meta = self._from_checkpoint(saved)
+        else:
+            trainer, meta = self._from_scratch()
         snapshot = self.run.published(trainer.params, meta.step)
+        self.trainer, self.meta, self.step = trainer, meta, meta.step
         if saved is None:
             before = self._evaluate(snapshot, "before")
-            notes = {"before": asdict(before) if before else None, "counts": NOTHING_COUNTED}
-            meta = Meta(step=0, cursor=meta.cursor, identity=meta.identity, notes=notes)
-            self.checkpoints.save(meta, trainer.state)
+            self.meta = replace(meta, notes={"before": asdict(before) if before else None})
+            self._save(Frontier(accounts=self._accounts()))
         setup_s = monotonic() - self.began
-        self.counts = dict(meta.notes["counts"])
-        code = self._reinforce(trainer, snapshot, meta)
+        self.counts |= self.meta.notes.get("counts", {})
+        code = self._reinforce(snapshot)
         if code == FINISHED:
-            self._finish(trainer, meta, setup_s)
+            self._finish(setup_s)
         return code
 
     def _from_scratch(self) -> tuple[Trainer, Meta]:
         self.console.phase("loading the policy")
-        params = self.run.warmed_up(
-            self.run.initial_params(),
-            lambda step, loss: self.console.phase(
-                f"warm-up {step}/{self.config.warmup.steps} loss {loss:.3f}"
-            ),
-        )
-        cursor, identity = Cursor(next=0), self.run.identity()
-        return self.run.trainer(params), Meta(step=0, cursor=cursor, identity=identity, notes={})
+        params = self.run.initial_params()
+        if self.config.warmup.steps:
+            self.run.ledger.phase("warmup")
+            with self.run.ledger.doing(TRAINER, "warmup", "the warm-up"):
+                params = self.run.warmed_up(params, self._on_warmup)
+            self.run.ledger.phase("start")
+        trainer = self.run.trainer(params)
+        return trainer, Meta(step=0, identity=self.run.identity(), notes={})
+
+    def _on_warmup(self, step: int, loss: float) -> None:
+        self.run.ledger.beat(TRAINER)
+        self.console.phase(f"warm-up {step}/{self.config.warmup.steps} loss {loss:.3f}")
+        self._leave_if_stopped()
+
+    def _leave_if_stopped(self) -> None:
+        if self.stop:
+            raise Stopped
 
     def _from_checkpoint(self, saved: Meta) -> tuple[Trainer, Meta]:
+        """The newest checkpoint that is what was saved."""
         self.console.phase(f"resuming from step {saved.step}")
         trainer = self.run.trainer(self.run.initial_params())
-        restored(trainer, self.checkpoints.restore(saved, trainer.state))
-        return trainer, saved
+        found: Meta | None = saved
+        while found is not None:
+            try:
+                restored(trainer, self.checkpoints.restore(found, "state", trainer.state))
+                self.arrays = self.checkpoints.restore_host(found, "host")
+            except Damaged as damage:
+                self.checkpoints.pass_over(found, str(damage))
+                found = self.checkpoints.latest()
+                continue
+            self.record.go_back(found.step)
+            return trainer, found
+        raise UserError(f"--resume: {self.checkpoints.folder} holds no checkpoint that is whole.")
 
-    def _reinforce(self, trainer: Trainer, snapshot: Snapshot, meta: Meta) -> int:
+    def _frontier(self) -> Frontier:
+        """Where the loop goes on; with the cache of what is in flight if it was saved and fits."""
+        if not self.meta.frontier:
+            return Frontier()
+        found = unpacked(self.meta.frontier, self.arrays, self.run.stream().prompt_at)
+        self.run.tally.lengths.restore(found.accounts["lengths"])
+        if not self.checkpoints.has(self.meta, "decode"):
+            return found
+        like = self.run.main_engine.init_decode_state()
+        try:
+            cache = self.checkpoints.restore(self.meta, "decode", like)
+        except (ValueError, Damaged) as fault:
+            if self.config.deterministic:
+                raise
+            self._on_failure("checkpoint", f"the saved cache is not used: {fault}")
+            return found
+        return replace(found, in_flight=replace(found.in_flight, cache=cache))
+
+    def _reinforce(self, snapshot: Snapshot) -> int:
         """The loop itself, with a checkpoint wherever it ends."""
         self.console.phase("compiling")
+        config = self.config
+        frontier = self._frontier()
         rooms = self.run.rooms(
-            trainer,
+            self.trainer,
             snapshot,
-            meta.cursor,
+            frontier,
+            wants_frontier=self._wants_frontier,
             on_step=self._on_step,
             waiting=self.console.waiting,
         )
-        self.trainer, self.meta = trainer, meta
-        self.step, self.cursor, self.saved_step = meta.step, meta.cursor, meta.step
+        self.run.ledger.phase("idle")
         self.step_began, self.checkpoint_s = monotonic(), 0.0
-        loop = run_async if self.config.mode == "async" else run_sync
-        with stop_signals(rooms) as received:
-            loop(self.config, rooms, start=meta.step)
-            # Still in here: whoever sends a second SIGTERM must not lose this checkpoint.
-            if self.saved_step != self.step:
-                self._save()
-        if received and self.step < self.config.trainer.steps:
-            self.console.phase(f"stopped after step {self.step}; go on with --resume")
-            return INTERRUPTED if received[0] == signal.SIGINT else STOPPED
-        return FINISHED
+        if config.deterministic and config.mode == "async":
+            clockwork = Clockwork(config, rooms, frontier)
+            self.stop.listen(clockwork.stop)
+            clockwork.run(start=self.step)
+            picture = clockwork.picture
+        else:
+            self.stop.listen(rooms.backlog.stop)
+            loop = run_async if config.mode == "async" else run_sync
+            loop(config, rooms, start=self.step)
+            picture = partial(Generation(config, rooms).picture, frontier=True)
+        if self.step >= config.trainer.steps:
+            self._settle()
+            return FINISHED
+        at_stop = picture(report=False).frontier
+        assert at_stop is not None
+        self._save(at_stop)
+        self._settle()
+        self.console.phase(
+            f"stopped by {self.stop.reason} after step {self.step}; go on with --resume"
+        )
+        return STOPPED
+
+    def _wants_frontier(self, step: int) -> bool:
+        return step == self.config.trainer.steps or step % self.config.checkpoint.every == 0
 
     def _on_step(
-        self, step: int, raw: dict[str, float], groups: list[Group], cursor: Cursor
+        self, step: int, raw: dict[str, float], groups: list[Group], frontier: Frontier | None
     ) -> None:
         now = monotonic()
         step_s, self.step_began = now - self.step_began, now
-        self.step, self.cursor = step, cursor
-        self.counts["progress/completions"] += sum(len(g.completions) for g in groups)
-        self.counts["progress/dispatched"] += raw.get("dispatched", 0.0)
-        self.counts["progress/dropped_groups"] += sum(not g.is_diverse for g in groups)
-        derived = derive(raw, slots=self.config.generator.in_flight, step_s=step_s)
+        self.step = step
+        ledger = self.run.ledger
+        self._count("progress/completions", sum(len(g.completions) for g in groups))
+        self._count("progress/dispatched", raw.get("dispatched", 0.0))
+        self._count("progress/dropped_groups", sum(not g.is_diverse for g in groups))
+        derived = rates(raw, slots=self.config.generator.in_flight, step_s=step_s)
         if self.config.verifier.allow_unsafe_code:
             derived["verifier/unsafe_code"] = float(self.run.sandbox.startswith(UNSAFE))
         shown = {name: value for name, value in raw.items() if name in GLOSSARY}
-        shown |= derived | self.counts
+        shown |= derived | self.counts | self.run.tally.lengths.shares()
+        shown |= {f"ledger/{bin}": seconds for bin, seconds in ledger.seconds().items()}
+        shown |= {f"tokens/{fate}": count for fate, count in ledger.tokens().items()}
         # This step began by waiting for the checkpoint of the one before.
         shown["time/checkpoint"], self.checkpoint_s = self.checkpoint_s, 0.0
-        self.record.completions(step, groups)
-        self.record.step(step, shown)
+        try:
+            self.record.completions(step, groups)
+            self.record.step(step, shown)
+        except OSError:
+            self.checkpoints.settle()  # if a full disk has failed it, too, that says more
+            raise
         self.console.step(step, shown)
+        self.pulse.write(step=step, saving=self.checkpoints.is_saving)
         # After the rows: a resume cuts off rows without their checkpoint, but cannot make up
         # the rows of a checkpoint that has none.
-        last = step == self.config.trainer.steps
-        if last or step % self.config.checkpoint.every == 0:
-            self._save()
+        if frontier is not None:
+            self._save(frontier)
 
-    def _save(self) -> None:
+    def _count(self, name: str, value: float | int) -> None:
+        with self.lock:
+            self.counts[name] = self.counts.get(name, 0.0) + value
+
+    def _on_failure(self, kind: str, message: str) -> None:
+        """What went wrong and was mended: counted and shown. Any thread may call it."""
+        self._count(f"failures/{kind}", 1)
+        self.console.note(message)
+
+    def _save(self, frontier: Frontier) -> None:
         began = monotonic()
+        text, arrays = packed(frontier)
         notes = {**self.meta.notes, "counts": self.counts}
-        self.checkpoints.save(
-            Meta(step=self.step, cursor=self.cursor, identity=self.meta.identity, notes=notes),
-            self.trainer.state,
-        )
-        self.saved_step, self.checkpoint_s = self.step, monotonic() - began
+        meta = Meta(step=self.step, identity=self.meta.identity, notes=notes, frontier=text)
+        items = {"state": self.trainer.state, "host": arrays}
+        if frontier.in_flight.cache is not None:
+            items["decode"] = frontier.in_flight.cache
+        self.pulse.write(saving=1)
+        with self.run.ledger.doing(TRAINER, "checkpoint", f"the checkpoint of step {self.step}"):
+            self.checkpoints.save(meta, items)
+        self.checkpoint_s = monotonic() - began
+
+    def _settle(self) -> None:
+        with self.run.ledger.doing(TRAINER, "checkpoint", "the last checkpoint"):
+            self.checkpoints.settle()
 
     def _evaluate(self, snapshot: Snapshot, when: str) -> Evaluation | None:
-        e = self.config.eval
+        e, ledger = self.config.eval, self.run.ledger
         if e.problems == 0:
             return None
         total = e.problems * e.samples
-        found, _ = evaluate(
-            self.run.evaluation(snapshot),
-            self.run.judge,
-            self.run.heldout(e.problems),
-            samples=e.samples,
-            timeout_s=self.config.stall_s,
-            on_step=lambda done: self.console.phase(f"measuring {when} RL: {done}/{total}"),
-        )
+
+        def on_step(done: int) -> None:
+            ledger.beat(GENERATOR)
+            self.console.phase(f"measuring {when} RL: {done}/{total}")
+            self._leave_if_stopped()
+
+        ledger.phase("evaluation")
+        with ledger.doing(GENERATOR, "evaluation", "an evaluation"):
+            found, answers = evaluate(
+                self.run.evaluation(snapshot),
+                self.run.judge,
+                self.run.heldout(e.problems),
+                samples=e.samples,
+                timeout_s=self.config.stall_s,
+                on_step=on_step,
+            )
+        tokens = sum(len(c.tokens) for completions, _ in answers for c in completions)
+        ledger.sampled(tokens)
+        ledger.fate("evaluation", tokens)
+        ledger.phase("start")
         low, high = found.accuracy_ci95
         self.console.phase(
             f"{when} RL: accuracy {found.accuracy:.1%} [{low:.1%}, {high:.1%}], "
@@ -195,15 +327,51 @@ class Session:
         )
         return found
 
-    def _finish(self, trainer: Trainer, meta: Meta, setup_s: float) -> None:
-        after = self._evaluate(self.run.published(trainer.params, self.step), "after")
-        before = meta.notes["before"]
+    def _account_for_the_past(self, saved: Meta | None, *, resume: bool) -> None:
+        """The ledger goes on from the checkpoint; what came after it was lost in a kill."""
+        past = read_pulse(self.folder) if resume else None
+        accounts = saved.frontier["accounts"] if saved else {}
+        ledger = self.run.ledger
+        if accounts:
+            ledger.restore(accounts)
+        if past is not None:
+            known = accounts or {"seconds": {}, "tokens": {}}
+            ledger.lost(
+                device_s=max(0.0, past.device_s - sum(known["seconds"].values())),
+                tokens=max(0.0, float(past.tokens) - known["tokens"].get("sampled", 0.0)),
+            )
+        self.pulse = Pulse(self.folder)
+        # What was lost before is in it, or a kill before the next checkpoint would lose count of it.
+        sampled = ledger.saved()["tokens"]["sampled"]
+        self.pulse.write(step=saved.step if saved else 0, tokens=sampled, device_s=ledger.device_s)
+        ledger.listen(lambda tokens: self.pulse.write(tokens=tokens))
+
+    def _accounts(self) -> dict[str, Any]:
+        return {**self.run.ledger.saved(), "lengths": self.run.tally.lengths.saved()}
+
+    def _beat(self) -> None:
+        self.pulse.write(device_s=self.run.ledger.device_s, saving=self.checkpoints.is_saving)
+
+    def _writing(self) -> list[Activity]:
+        """What the checkpoint writer is at, for the watch."""
+        saving = self.checkpoints.saving
+        if saving is None:
+            return []
+        step, seconds, thread = saving
+        return [Activity("checkpoint writer", f"step {step}", seconds, False, thread)]
+
+    def _finish(self, setup_s: float) -> None:
+        after = self._evaluate(self.run.published(self.trainer.params, self.step), "after")
+        before = self.meta.notes["before"]
         steps_per_update = self.config.groups_per_batch // self.config.groups_per_minibatch
+        seconds, tokens = self.run.ledger.seconds(), self.run.ledger.tokens()
         summary: dict[str, Any] = {
             "optimizer_steps": self.step * steps_per_update,
             "completions": int(self.counts["progress/completions"]),
             "wall_s": round(monotonic() - self.began, 1),
             "setup_s": round(setup_s, 1),
+            "ledger_s": {bin: round(value, 2) for bin, value in seconds.items()},
+            "ledger_tokens": tokens,
         }
         if self.run.sandbox:
             summary["sandbox"] = self.run.sandbox
@@ -220,44 +388,6 @@ class Session:
                 "length_after": after.length,
             }
         self.record.summary(summary)
-
-
-def derive(raw: dict[str, float], *, slots: int, step_s: float) -> dict[str, float]:
-    """Rates, from the loops' counters."""
-    decode_steps = raw.get("decode_steps", 0.0)
-    decode_step_s = raw.get("decode_s", 0.0) / max(decode_steps, 1.0)
-    return {
-        "time/step": step_s,
-        "generator/tokens_per_s": raw.get("tokens", 0.0) / max(step_s, 1e-9),
-        "generator/decode_steps": decode_steps,
-        "generator/occupancy": raw.get("tokens", 0.0) / max(decode_steps * slots, 1.0),
-        "push/pause_steps": raw.get("swap_s", 0.0) / max(decode_step_s, 1e-9),
-        "train/tokens_per_s": raw.get("train_tokens", 0.0) / max(raw.get("time/train", 0.0), 1e-9),
-    }
-
-
-@contextmanager
-def stop_signals(rooms: Rooms) -> Iterator[list[int]]:
-    """Turn the first SIGINT or SIGTERM into a clean stop at the next step boundary.
-
-    Yields the list of signals received. A second SIGINT interrupts at once.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-        rooms.backlog.stop()
-
-    previous: dict[int, Callable[..., Any] | int | None] = {
-        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        columns = ["bin", "device s", "share", "tokens", "what"]
+        rows = ledger_rows(seconds, tokens)
+        table("where time and tokens went", columns, rows, stream=self.console.stream)

@@ -39,7 +39,11 @@ def load(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()) -> 
         except UserError as fault:
             faults.append(str(fault))
 
-    for key, value in _leaves(_parse(path, faults) if path else {}, "", faults):
+    table = _parse(path, faults) if path else {}
+    # Fields outside any table are the run's own; a file may gather them under [run].
+    if isinstance(own := table.get("run"), dict):
+        table = {**own, **{name: value for name, value in table.items() if name != "run"}}
+    for key, value in _leaves(table, "", faults):
         take(key, key, value)
     for key, text in overrides:
         take(f"--{key}", key, _Typed(text))
@@ -65,7 +69,7 @@ def parse_overrides(args: Sequence[str]) -> list[tuple[str, str]]:
             faults.append(_without_value(waiting))
             waiting = ""
         key, equals, text = arg.partition("=")
-        key = key.removeprefix("--").replace("-", "_")
+        key = key.removeprefix("--").replace("-", "_").removeprefix("run.")
         if not arg.startswith("--") or not key:
             faults.append(f"{arg!r} is not an override; write --trainer.steps 10.")
         elif equals:

@@ -1,7 +1,7 @@
 """What happened since the previous weight update, gathered from every thread.
 
-The loops report groups as they are judged and add up counters; the trainer drains both once a
-step, and the result becomes that step's row of metrics.
+The loops add up counters and drain them once a step; with the groups judged meanwhile they become
+that step's row of metrics.
 """
 
 import threading
@@ -9,23 +9,24 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
-from typing import SupportsFloat
+from typing import SupportsFloat, get_args
 
 import numpy as np
 
-from magistral_jax.types import Group
+from magistral_jax.lengths import Lengths
+from magistral_jax.types import Group, Reason
 
 PARTS = ("format", "correct", "length", "language")
 
 
 class Tally:
-    """Counters and judged groups. Any thread may add; one drains."""
+    """Counters. Any thread may add; one drains."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sums: dict[str, float] = defaultdict(float)
         self._latest: dict[str, float] = {}
-        self._groups: list[Group] = []
+        self.lengths = Lengths()
 
     def add(self, name: str, value: SupportsFloat) -> None:
         """Add to a counter that starts at 0 after each drain."""
@@ -37,11 +38,6 @@ class Tally:
         with self._lock:
             self._latest[name] = float(value)
 
-    def group(self, group: Group) -> None:
-        """A group was judged, to be kept or dropped."""
-        with self._lock:
-            self._groups.append(group)
-
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Add the seconds spent inside to a counter."""
@@ -51,12 +47,12 @@ class Tally:
         finally:
             self.add(name, monotonic() - start)
 
-    def drain(self) -> tuple[dict[str, float], dict[str, float], list[Group]]:
-        """Counters, newest values and judged groups since the last call."""
+    def drain(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Counters and newest values since the last call."""
         with self._lock:
-            drained = dict(self._sums), self._latest, self._groups
+            drained = dict(self._sums), self._latest
             self._sums.clear()
-            self._latest, self._groups = {}, []
+            self._latest = {}
             return drained
 
 
@@ -67,9 +63,11 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """
     judged = [(g.completions[i], g.verdicts[i]) for g in groups for i in g.valid]
     errored = sum(len(g.completions) - len(g.valid) for g in groups)
+    reasons = [v.reason for g in groups for v in g.verdicts]
     values = {
         "batch/uniform_groups": float(np.mean([not g.is_diverse for g in groups] or [0.0])),
         "batch/errored": float(errored),
+        **{f"verifier/{r}": float(reasons.count(r)) for r in get_args(Reason) if r in reasons},
     }
     if not judged:
         return values
@@ -84,4 +82,18 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "length/truncated": float(np.mean([c.finish == "length" for c, _ in judged])),
         "policy/spans_mean": float(spans.mean()),
         "policy/spans_two_or_more": float(np.mean(spans >= 2)),
+    }
+
+
+def rates(raw: dict[str, float], *, slots: int, step_s: float) -> dict[str, float]:
+    """Rates, from the loops' counters."""
+    decode_steps = raw.get("decode_steps", 0.0)
+    decode_step_s = raw.get("decode_s", 0.0) / max(decode_steps, 1.0)
+    return {
+        "time/step": step_s,
+        "generator/tokens_per_s": raw.get("tokens", 0.0) / max(step_s, 1e-9),
+        "generator/decode_steps": decode_steps,
+        "generator/occupancy": raw.get("tokens", 0.0) / max(decode_steps * slots, 1.0),
+        "push/pause_steps": raw.get("swap_s", 0.0) / max(decode_step_s, 1e-9),
+        "train/tokens_per_s": raw.get("train_tokens", 0.0) / max(raw.get("time/train", 0.0), 1e-9),
     }

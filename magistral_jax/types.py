@@ -27,6 +27,14 @@ class Stalled(RuntimeError):
     """A wait outlived its deadline. The message names the owner and what it waited for."""
 
 
+class RunFailed(RuntimeError):
+    """A part of the run failed for good; the message names it. What was saved can be resumed."""
+
+
+class Stopped(Exception):
+    """A stop was asked for; whoever works alone leaves its work here."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CodeTests:
     """What decides whether a program is right; of the first three, a problem has one.
@@ -113,6 +121,10 @@ class Completion:
     spans: tuple[VersionSpan, ...]
     """Which weights sampled which tokens, run-length encoded, oldest first; starts at 0."""
     finish: Finish
+    refills: tuple[int, ...] = ()
+    """Places t at which the cache was computed anew, under the weights of then: the keys and
+    values of tokens before t no longer are those that their successors were sampled with. A resume
+    with checkpoint.kv = "refill" does it, and generator.kv_on_update = "recompute"."""
 
     @property
     def oldest_version(self) -> int:
@@ -192,10 +204,82 @@ class Snapshot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cursor:
-    """Where the prompt stream stands, such that no prompt is skipped or counted twice."""
+class Draft:
+    """A completion that is still being sampled: what a generator needs to go on with it."""
 
-    next: int
+    prompt: Prompt
+    index: int
+    limit: int
+    """Tokens at which it is cut."""
+    slot: int
+    tokens: Int32[np.ndarray, " tokens"]
+    logprobs: Float32[np.ndarray, " tokens"]
+    spans: tuple[VersionSpan, ...]
+    refills: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """Completions of one prompt, from `next_index` to `count`, that have not found a slot yet."""
+
+    prompt: Prompt
+    limit: int
+    next_index: int
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class InFlight:
+    """What a generator is at between two decode steps."""
+
+    drafts: tuple[Draft, ...] = ()
+    waiting: tuple[Waiting, ...] = ()
+    free: tuple[int, ...] = ()
+    """Empty slots, in the order in which they will be filled."""
+    cache: Any = None
+    """The engine's own state, on its devices; None where the cache is computed anew instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenGroup:
+    """A group of which some completions are still to be sampled or judged."""
+
+    prompt: Prompt
+    completions: Mapping[int, Completion] = field(default_factory=dict)
+    """Those finished, by index."""
+    verdicts: Mapping[int, Verdict] = field(default_factory=dict)
+    """Those known, by index."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """All groups between dispatch and training, in dispatch order, and what is known beside."""
+
+    next: int = 0
     """The first stream position not yet dispatched."""
-    pending: tuple[int, ...] = field(default=())
-    """Positions dispatched but neither trained nor dropped, oldest first."""
+    entries: tuple[OpenGroup | Group, ...] = ()
+    judged: tuple[Group, ...] = ()
+    """Judged since the last report, dropped ones included: their rows are yet to be written."""
+    dropped_in_a_row: Mapping[str, int] = field(default_factory=dict)
+    strikes: Mapping[str, int] = field(default_factory=dict)
+    """Problem -> how many of its groups came to nothing because its checks, or the generator,
+    failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frontier:
+    """One moment of the whole system, beside the trainer's state: all that a resume goes on from.
+
+    Every dispatched group is in it exactly once, unless it was trained or dropped before.
+    """
+
+    queue: Queue = field(default_factory=Queue)
+    in_flight: InFlight = field(default_factory=InFlight)
+    counters: Mapping[str, float] = field(default_factory=dict)
+    """What was counted since the last report."""
+    accounts: Mapping[str, Any] = field(default_factory=dict)
+    """The goodput ledger's, and the lengths sampled and trained on."""
+    tick: int = 0
+    """The logical clock of a deterministic run."""
+    due: tuple[tuple[int, int, int], ...] = ()
+    """(tick, group, index) of completions whose verdict is consumed at that tick."""

@@ -13,7 +13,20 @@ FUNCTION_CAP = 100
 
 BASE = {"types", "arrays", "config"}
 ROOMS = {"model", "data", "generator", "verifier", "batch", "trainer", "weights"}
-SERVICES = {"tokenizer", "tally", "metrics", "console", "checkpoint", "evaluate", "loops"}
+SERVICES = {
+    "tokenizer",
+    "tally",
+    "lengths",
+    "ledger",
+    "pulse",
+    "watch",
+    "metrics",
+    "console",
+    "frontier",
+    "checkpoint",
+    "evaluate",
+    "loops",
+}
 
 # What each module or folder of the package may import; always itself.
 LAW = {
@@ -32,11 +45,17 @@ LAW = {
     "batch": BASE,
     "trainer": BASE | {"model"},
     "weights": {"types", "config", "model"},
-    "tally": {"types"},
-    "loops": BASE | {"tally"},
-    "metrics": BASE,
+    "lengths": {"types"},
+    "ledger": set(),
+    "pulse": set(),
+    "watch": {"ledger"},
+    "tally": {"types", "lengths"},
+    "loops": BASE | {"tally", "ledger"},
+    "metrics": BASE | {"ledger"},
     "console": BASE,
-    "checkpoint": BASE,
+    "frontier": {"types"},
+    "fingerprint": set(),
+    "checkpoint": BASE | {"fingerprint"},
     "evaluate": BASE,
     "recipes": BASE | ROOMS | SERVICES,
     "build": BASE | ROOMS | SERVICES | {"recipes", "settings"},

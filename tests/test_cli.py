@@ -18,7 +18,6 @@ from magistral_jax.__main__ import main
 from magistral_jax.build import Run
 from magistral_jax.checkpoint import Checkpoints, Meta
 from magistral_jax.settings import load
-from magistral_jax.types import Cursor
 
 REPO = Path(__file__).resolve().parents[1]
 TINY = """
@@ -57,10 +56,11 @@ Run.judge = judge
 full_at, *arguments = sys.argv[1:]
 save = Checkpoints.save
 
-def save_on_a_full_disk(self, meta, state):
+def save_on_a_full_disk(self, meta, items):
     if meta.step == int(full_at):
+        self.settle()
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
-    save(self, meta, state)
+    save(self, meta, items)
 
 Checkpoints.save = save_on_a_full_disk
 from magistral_jax.__main__ import main
@@ -112,8 +112,10 @@ def row(number, problem="1+1=?"):
 def save_a_checkpoint(folder, step=3, **overrides):
     """What a run with the tiny config would leave, but for the weights, which nobody reads."""
     run = Run(load("tiny.toml", [(k.replace("__", "."), v) for k, v in overrides.items()]))
-    meta = Meta(step=step, cursor=Cursor(next=0), identity=run.identity(), notes={})
-    Checkpoints(folder / "checkpoints", keep=2).save(meta, {"w": jnp.ones(2)})
+    meta = Meta(step=step, identity=run.identity(), notes={})
+    checkpoints = Checkpoints(folder / "checkpoints", keep=2)
+    checkpoints.save(meta, {"state": {"w": jnp.ones(2)}})
+    checkpoints.settle()
 
 
 def test_help_names_every_command_and_the_exit_codes(capsys):
@@ -123,7 +125,7 @@ def test_help_names_every_command_and_the_exit_codes(capsys):
     shown = capsys.readouterr().out
     for command in ("train", "sample", "eval", "bench"):
         assert re.search(rf"^ +{command} +\w", shown, re.MULTILINE), command
-    for code in ("1 failed", "2 your mistake", "70 stalled", "75 stopped", "130 Ctrl-C"):
+    for code in ("1 failed", "2 your mistake", "70 stalled", "75 told to stop", "130 interrupted"):
         assert code in " ".join(shown.split())
 
 
@@ -178,8 +180,8 @@ def test_dry_run_prints_the_config_with_its_overrides_and_writes_nothing(here, c
         (train("--data.max_prompt_tokens", "3"), ["prompt of", "data.max_prompt_tokens is 3"]),
         (train("--data.max_prompt_tokens", "99"), ["batch.row_tokens (16)", "max_prompt_tokens"]),
         (train("--eval.problems", "80"), ["eval.problems is 80", "data.heldout_percent"]),
-        (train("--resume"), ["--resume", "holds no checkpoint"]),
-        (train("--resume", "--run-dir", "none"), ["none", "holds no checkpoint"]),
+        (train("--resume"), ["--resume", "holds no run"]),
+        (train("--resume", "--run-dir", "none"), ["none", "holds no run"]),
         (train("--model.source", "none.gguf"), ["model.source", "none.gguf"]),
         (train("--mesh.trainer_fsdp", "4"), ["5 devices", "has 4"]),
         (["eval", "tiny.toml", "--run-dir", "none"], ["none", "holds no checkpoint"]),
@@ -342,12 +344,12 @@ def test_a_stopped_run_says_so_and_goes_on_where_it_stopped(here, start):
     first.process.send_signal(signal.SIGTERM)
     assert first.code() == 75
     stopped_at = steps_of(metrics)[-1]
-    assert first.lines[-1] == f"stopped after step {stopped_at}; go on with --resume\n"
+    assert first.lines[-1] == f"stopped by SIGTERM after step {stopped_at}; go on with --resume\n"
 
     second = start(*endless, "--resume")
     wait_for_step(second, metrics, stopped_at + 2)
     second.process.send_signal(signal.SIGINT)
-    assert second.code() == 130
+    assert second.code() == 75
     assert f"resuming from step {stopped_at}\n" in second.lines
     last = steps_of(metrics)[-1] + 2
 
@@ -376,7 +378,7 @@ def test_a_full_disk_ends_the_run_with_1_and_names_the_checkpoint_to_go_on_from(
     assert found.step == 1
     run = Run(load("tiny.toml"))
     trainer = run.trainer(run.initial_params())
-    state = checkpoints.restore(found, trainer.state)
+    state = checkpoints.restore(found, "state", trainer.state)
     assert all(np.isfinite(x).all() for x in map(np.asarray, state.params["layers"].values()))
 
     after = start(*train("--run-dir", "run", "--resume"))

@@ -24,9 +24,10 @@ from magistral_jax.config import (
     ShapeConfig,
     TrainerConfig,
 )
-from magistral_jax.loops import run_async, run_sync
+from magistral_jax.loops.asynchronous import run_async
+from magistral_jax.loops.sync import run_sync
 from magistral_jax.tally import PARTS
-from magistral_jax.types import Cursor, Verdict
+from magistral_jax.types import Frontier, Verdict
 
 SHAPE = ShapeConfig(layers=2, width=32, heads=2, kv_heads=2, head_dim=16, ffn=64)
 
@@ -76,8 +77,9 @@ class Player:
         rooms = run.rooms(
             trainer,
             run.published(trainer.params, 0),
-            Cursor(next=0),
-            on_step=lambda step, values, groups, cursor: rows.append(values),
+            Frontier(),
+            wants_frontier=lambda step: False,
+            on_step=lambda step, values, groups, frontier: rows.append(values),
             waiting=lambda owner, what: None,
         )
 

@@ -32,10 +32,11 @@ from magistral_jax.config import (
     ShapeConfig,
     TrainerConfig,
 )
-from magistral_jax.metrics import RunRecord
-from magistral_jax.run import FINISHED, INTERRUPTED, STOPPED, train
+from magistral_jax.metrics import RunRecord, untimed
+from magistral_jax.run import FINISHED, train
 from magistral_jax.tally import PARTS
-from magistral_jax.types import Cursor, UserError, Verdict
+from magistral_jax.types import UserError, Verdict
+from magistral_jax.watch import STOPPED
 
 STEPS = 6
 CONFIG = RunConfig(
@@ -51,11 +52,10 @@ CONFIG = RunConfig(
     eval=EvalConfig(problems=0),
     metrics=MetricsConfig(probe_every=0, tensorboard=False),
     # Between the stops: a resume goes on from where the run stopped, not from a round number.
-    checkpoint=CheckpointConfig(every=4),
+    checkpoint=CheckpointConfig(every=4, kv="save"),
 )
-ASYNC = replace(CONFIG, mode="async")
-# What a clock decides, or the order of threads.
-TIMED = ("time/", "push/", "wall_s", "generator/tokens_per_s", "train/tokens_per_s")
+ASYNC = replace(CONFIG, mode="async", checkpoint=CheckpointConfig(every=4))
+CLOCK = replace(CONFIG, mode="async", deterministic=True, deterministic_steps=4)
 
 
 class SharedRun(Run):
@@ -101,12 +101,12 @@ class SharedRun(Run):
         self.at_batch(version)
         return super().assemble(groups, version)
 
-    def rooms(self, trainer, snapshot, cursor, *, on_step, waiting):
-        def and_then(step, values, groups, cursor):
-            on_step(step, values, groups, cursor)
+    def rooms(self, trainer, snapshot, frontier, *, on_step, **options):
+        def and_then(step, values, groups, frontier):
+            on_step(step, values, groups, frontier)
             self.at_step(step)
 
-        rooms = super().rooms(trainer, snapshot, cursor, on_step=and_then, waiting=waiting)
+        rooms = super().rooms(trainer, snapshot, frontier, on_step=and_then, **options)
 
         def train(batch):
             values = rooms.train(batch)
@@ -136,26 +136,36 @@ def samples_of(folder):
         return [json.loads(line) for line in file]
 
 
-def untimed(row):
-    return {name: value for name, value in row.items() if not name.startswith(TIMED)}
-
-
 def saved(folder):
-    """The last checkpoint: its step, its cursor, and its weights and optimizer as numpy."""
+    """The last checkpoint: what it says of itself, and its weights and optimizer as numpy."""
     checkpoints = Checkpoints(folder / "checkpoints", keep=2)
     meta = checkpoints.latest()
-    state = checkpoints.restore(meta, SharedRun.shared["trainer"].state)
+    state = checkpoints.restore(meta, "state", SharedRun.shared["trainer"].state)
     return meta, jax.tree.map(np.array, state)
 
 
+def queue_of(meta):
+    """(the first position not yet dispatched, those in flight or waiting to be trained on)."""
+    queue = meta.frontier["queue"]
+    return queue["next"], [entry["prompt"][0] for entry in queue["entries"]]
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A sync run that nothing interrupts."""
-    folder = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "Run", SharedRun)
-        assert train(CONFIG, folder, resume=False) == FINISHED
-    return folder
+def whole_runs(tmp_path_factory):
+    """Runs that nothing interrupts."""
+    folders = {}
+    for name, config in (("sync", CONFIG), ("clock", CLOCK)):
+        folders[name] = tmp_path_factory.mktemp(name)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run_module, "Run", SharedRun)
+            assert train(config, folders[name], resume=False) == FINISHED
+    return folders
+
+
+@pytest.fixture
+def whole(whole_runs):
+    """The sync one."""
+    return whole_runs["sync"]
 
 
 def dropped_group_of(folder, *, step):
@@ -184,24 +194,27 @@ def assert_same_run(folder, whole):
         assert untimed(row) == untimed(its_twin)
     assert samples_of(folder) == samples_of(whole)
     (meta, state), (its_meta, its_state) = saved(folder), saved(whole)
-    assert (meta.step, meta.cursor) == (its_meta.step, its_meta.cursor)
+    assert (meta.step, queue_of(meta)) == (its_meta.step, queue_of(its_meta))
     jax.tree.map(np.testing.assert_array_equal, state, its_state)
 
 
+@pytest.mark.parametrize(
+    "loop, config", [("sync", CONFIG), ("clock", CLOCK)], ids=["sync", "clock"]
+)
 @pytest.mark.parametrize("step", [1, 3, 4])
-def test_a_sync_run_stopped_and_resumed_is_the_run_nobody_stopped(
-    step, whole, shared, monkeypatch, tmp_path
+def test_a_run_stopped_and_resumed_is_the_run_nobody_stopped(
+    step, loop, config, whole_runs, shared, monkeypatch, tmp_path
 ):
     stop_after(step, shared, monkeypatch)
-    assert train(CONFIG, tmp_path, resume=False) == STOPPED
+    assert train(config, tmp_path, resume=False) == STOPPED
     assert [row["step"] for row in rows_of(tmp_path)] == list(range(1, step + 1))
     assert saved(tmp_path)[0].step == step
     go_on(shared, monkeypatch)
-    assert train(CONFIG, tmp_path, resume=True) == FINISHED
-    assert_same_run(tmp_path, whole)
+    assert train(config, tmp_path, resume=True) == FINISHED
+    assert_same_run(tmp_path, whole_runs[loop])
 
 
-def test_a_stop_while_sampling_gives_up_the_batch_begun(whole, shared, monkeypatch, tmp_path):
+def test_a_stop_while_sampling_loses_nothing_of_it(whole, shared, monkeypatch, tmp_path):
     # The signal comes once a group of the third batch was dropped: its row is yet to be written.
     judged, at = Counter(), dropped_group_of(whole, step=3)
     judge = shared.judge
@@ -213,8 +226,10 @@ def test_a_stop_while_sampling_gives_up_the_batch_begun(whole, shared, monkeypat
         return judge(self, prompt, completion)
 
     monkeypatch.setattr(shared, "judge", judge_and_stop)
-    assert train(CONFIG, tmp_path, resume=False) == INTERRUPTED
+    assert train(CONFIG, tmp_path, resume=False) == STOPPED
     assert len(rows_of(tmp_path)) == 2
+    _, in_flight = queue_of(saved(tmp_path)[0])
+    assert in_flight
     monkeypatch.setattr(shared, "judge", judge)
     assert train(CONFIG, tmp_path, resume=True) == FINISHED
     assert_same_run(tmp_path, whole)
@@ -258,7 +273,7 @@ def test_a_run_folder_is_not_overwritten_and_not_resumed_as_another(whole, tmp_p
         train(CONFIG, whole, resume=False)
     with pytest.raises(UserError, match="seed was 0 and is now 1"):
         train(replace(CONFIG, seed=1), whole, resume=True)
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with pytest.raises(UserError, match="holds no run"):
         train(CONFIG, tmp_path, resume=True)
 
 
@@ -291,17 +306,21 @@ def test_async_no_prompt_is_skipped_or_trained_twice_across_stops(
     assert [step for step, _ in shared.batches] == list(range(1, STEPS + 1))
     trained = [group for _, groups in shared.batches for group in groups]
     assert len(trained) == len(set(trained))
-    # Every position below the cursor is trained, dropped, pending, or a held-out problem.
+    # Every position below the next is trained, dropped, pending, or a held-out problem.
     meta, _ = saved(tmp_path)
-    stream = SharedRun(ASYNC).stream(Cursor(next=0))
+    after, pending = queue_of(meta)
+    stream = SharedRun(ASYNC).stream()
     dispatched = set()
-    while stream.position < meta.cursor.next:
+    while stream.position < after:
         dispatched.add(stream.next().group)
     rewards = {}
     for sample in samples:
         rewards.setdefault((sample["step"], sample["group"]), []).append(sample["reward"])
     assert all(len(of_group) == 2 for of_group in rewards.values())
-    pending, untrained = set(meta.cursor.pending), dispatched - set(trained)
+    # Judged once, across all sessions.
+    assert len({group for _, group in rewards}) == len(rewards)
+    assert len(set(pending)) == len(pending)
+    pending, untrained = set(pending), dispatched - set(trained)
     dropped = untrained - pending
     assert set(trained) | pending | dropped == dispatched and not set(trained) & pending
     for group in dropped:
@@ -317,13 +336,15 @@ def test_async_no_prompt_is_skipped_or_trained_twice_across_stops(
 def test_a_checkpoint_that_cannot_be_saved_says_which_one_is_usable(shared, monkeypatch, tmp_path):
     from orbax.checkpoint import v1 as ocp
 
-    honest = ocp.training.Checkpointer.save_checkpointables
+    honest = ocp.save_checkpointables_async
 
-    def full_disk(self, step, *args, **options):
-        if step == 4:
+    def full_disk(path, items):
+        if len(saves) == 1:
             raise OSError(28, "No space left on device")
-        return honest(self, step, *args, **options)
+        saves.append(path)
+        return honest(path, items)
 
-    monkeypatch.setattr(ocp.training.Checkpointer, "save_checkpointables", full_disk)
+    saves = []
+    monkeypatch.setattr(ocp, "save_checkpointables_async", full_disk)
     with pytest.raises(CannotSave, match=r"step 4 .*No space left.* that of step 0 is usable"):
         train(CONFIG, tmp_path, resume=False)

@@ -10,6 +10,9 @@ trainer ranks; waiting in order is the same promise on one queue.
 Staleness: of P groups to a batch, at most (S + 1) P are outstanding: dispatched, and neither
 dropped nor part of a weight version that the generator has applied. A group dispatched under
 version v has fewer than (S + 1) P groups before it, so it is trained in batch v + S at the latest.
+
+Every change happens under one lock, and `queue` takes a picture under the same: a completion is in
+it once, whether it is being judged, waits for the rest of its group, or waits to be trained on.
 """
 
 import threading
@@ -18,35 +21,19 @@ from collections import Counter, deque
 from collections.abc import Callable
 from itertools import islice
 
-from magistral_jax.types import Completion, Cursor, Group, Prompt, Stalled, UserError, Verdict
+from magistral_jax.types import (
+    Completion,
+    Group,
+    OpenGroup,
+    Prompt,
+    Queue,
+    Stalled,
+    UserError,
+    Verdict,
+)
 
-
-class GroupCollector:
-    """Turns completions, judged in any order, into whole groups. Safe to call from any thread."""
-
-    def __init__(self, group_size: int) -> None:
-        self._group_size = group_size
-        self._lock = threading.Lock()
-        self._judged: dict[int, dict[int, tuple[Completion, Verdict]]] = {}
-
-    def add(self, prompt: Prompt, completion: Completion, verdict: Verdict) -> Group | None:
-        """The group, by index, if this was the last of its completions; else None."""
-        assert completion.group == prompt.group, (completion.group, prompt.group)
-        assert 0 <= completion.index < self._group_size, (completion.index, self._group_size)
-        with self._lock:
-            judged = self._judged.setdefault(prompt.group, {})
-            assert completion.index not in judged, f"{prompt.group}/{completion.index} came twice"
-            judged[completion.index] = (completion, verdict)
-            if len(judged) < self._group_size:
-                return None
-            del self._judged[prompt.group]
-        completions, verdicts = zip(*(judged[i] for i in range(self._group_size)), strict=True)
-        return Group(prompt=prompt, completions=completions, verdicts=verdicts)
-
-    def pending(self) -> list[int]:
-        """Groups with some but not all completions judged, oldest first."""
-        with self._lock:
-            return sorted(self._judged)
+STRIKES = 2
+"""Groups of one problem that may come to nothing by failures before it is set aside."""
 
 
 class Backlog:
@@ -55,44 +42,42 @@ class Backlog:
     Any thread may call anything. Whoever dies calls `fail`, so that nobody waits for it.
     """
 
-    uniform: int
-    """Groups dropped because all their rewards were equal."""
-    errored: int
-    """Groups dropped because fewer than two of their verdicts could be trusted."""
-
     def __init__(
         self,
         *,
         groups_per_batch: int,
         group_size: int,
         max_lag: int,
-        cursor: Cursor,
         stall_s: float,
+        queue: Queue | None = None,
         max_dropped_in_a_row: int | None = None,
     ) -> None:
-        """An empty ledger. Positions that were pending at `cursor` must be dispatched first.
+        """The ledger of a run that starts, or goes on from `queue`.
 
         Args:
             max_dropped_in_a_row: Give up at this many drops without a group to keep between
                 them; by default, as many as 64 batches would hold.
         """
-        self.uniform = 0
-        self.errored = 0
+        queue = queue or Queue()
         self._groups_per_batch = groups_per_batch
         self._group_size = group_size
         self._max_outstanding = (max_lag + 1) * groups_per_batch
         self._stall_s = stall_s
         self._max_dropped = max_dropped_in_a_row or 64 * groups_per_batch
-        self._dropped_in_a_row: Counter[str] = Counter()
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
         self._stopped = False
-
-        self._next = cursor.next
-        self._again = deque(cursor.pending)
-        # In dispatch order. A group still being sampled or judged is there as its prompt.
-        self._ledger: dict[int, Prompt | Group] = {}
-        self._untrained: deque[tuple[int, ...]] = deque()
+        self._next = queue.next
+        # In dispatch order.
+        self._ledger: dict[int, _Open | Group] = {
+            _group_of(entry): _Open(entry) if isinstance(entry, OpenGroup) else entry
+            for entry in queue.entries
+        }
+        self._judged = list(queue.judged)
+        self._dropped_in_a_row = Counter(queue.dropped_in_a_row)
+        self._strikes = Counter(queue.strikes)
+        self._given_up: set[int] = set()
+        self._untrained: deque[int] = deque()
         self._unreleased = 0
 
     @property
@@ -100,6 +85,27 @@ class Backlog:
         """Groups dispatched and neither dropped nor released."""
         with self._changed:
             return self._count_outstanding()
+
+    @property
+    def is_stopped(self) -> bool:
+        with self._changed:
+            return self._stopped
+
+    @property
+    def is_batch_ready(self) -> bool:
+        with self._changed:
+            self._raise_failure()
+            return self._num_ready() == self._groups_per_batch
+
+    @property
+    def misses_only_verdicts(self) -> bool:
+        """Whether each of the next batch's groups is sampled: what it waits for is the verifier."""
+        with self._changed:
+            oldest = list(islice(self._ledger.values(), self._groups_per_batch))
+            is_sampled = [
+                isinstance(e, Group) or len(e.completions) == self._group_size for e in oldest
+            ]
+            return len(oldest) == self._groups_per_batch and all(is_sampled)
 
     def can_dispatch(self) -> bool:
         """Whether one more group keeps the staleness bound. Never, once stopped."""
@@ -111,40 +117,81 @@ class Backlog:
         with self._changed:
             self._raise_failure()
             assert self._has_room(), f"group {prompt.group} would break the staleness bound"
-            if self._again:
-                expected = self._again.popleft()
-                assert prompt.group == expected, f"dispatched {prompt.group} before {expected}"
-            else:
-                assert prompt.group >= self._next, f"{prompt.group} was dispatched before"
-                self._next = prompt.group + 1
-            self._ledger[prompt.group] = prompt
+            assert prompt.group >= self._next, f"{prompt.group} was dispatched before"
+            self._next = prompt.group + 1
+            self._ledger[prompt.group] = _Open(OpenGroup(prompt=prompt))
             self._changed.notify_all()
 
-    def prompt(self, group: int) -> Prompt:
-        """The prompt of a group that is being sampled or judged."""
-        with self._changed:
-            entry = self._ledger[group]
-            assert isinstance(entry, Prompt), f"group {group} is finished"
-            return entry
+    def is_set_aside(self, prompt: Prompt) -> bool:
+        """Whether the prompt's problem failed so often that it is passed over from now on.
 
-    def finish(self, group: Group) -> bool:
-        """Whether a judged group was kept. If not, its place is free for one new prompt.
+        Raises `UserError` when nothing else comes for long.
+        """
+        with self._changed:
+            if self._strikes[prompt.problem.id] < STRIKES:
+                return False
+            self._next = prompt.group + 1
+            self._count_drop("set aside")
+            return True
+
+    def set_aside(self, group: int) -> None:
+        """Give a group up: the generator cannot sample it. Its place is free for a new prompt."""
+        with self._changed:
+            entry = self._ledger.pop(group)
+            assert isinstance(entry, _Open), f"group {group} is finished"
+            self._given_up.add(group)
+            self._strikes[entry.prompt.problem.id] = STRIKES
+            self._count_drop("set aside")
+            self._changed.notify_all()
+
+    def sampled(self, completion: Completion) -> Prompt:
+        """A completion is finished, and goes to be judged. Returns the prompt that it answers."""
+        with self._changed:
+            entry = self._open(completion.group)
+            index = completion.index
+            assert 0 <= index < self._group_size, (index, self._group_size)
+            assert index not in entry.completions, f"{completion.group}/{index} was sampled twice"
+            entry.completions[index] = completion
+            return entry.prompt
+
+    def judged(self, completion: Completion, verdict: Verdict) -> Group | None:
+        """The whole group, if this was its last verdict. One without diversity is dropped, and its
+        place is free for one new prompt.
 
         Raises `UserError` when so many were dropped in a row that there is nothing to learn.
         """
-        got, size = len(group.completions), self._group_size
-        assert got == size, f"group {group.group} has {got} of {size} completions"
         with self._changed:
             self._raise_failure()
-            assert isinstance(self._ledger[group.group], Prompt), f"{group.group} finished twice"
+            if completion.group in self._given_up:
+                return None
+            entry = self._open(completion.group)
+            index = completion.index
+            assert index in entry.completions, f"{completion.group}/{index} was not sampled"
+            assert index not in entry.verdicts, f"{completion.group}/{index} was judged twice"
+            entry.verdicts[index] = verdict
+            if len(entry.verdicts) < self._group_size:
+                return None
+            group = entry.whole()
+            self._judged.append(group)
             if group.is_diverse:
                 self._ledger[group.group] = group
                 self._dropped_in_a_row.clear()
             else:
                 del self._ledger[group.group]
-                self._count_drop(group)
+                self._drop(group)
             self._changed.notify_all()
-            return group.is_diverse
+            return group
+
+    def unjudged(self) -> list[tuple[Prompt, Completion]]:
+        """Completions without a verdict, in dispatch order: a run that resumes judges them."""
+        with self._changed:
+            return [
+                (entry.prompt, completion)
+                for entry in self._ledger.values()
+                if isinstance(entry, _Open)
+                for index, completion in sorted(entry.completions.items())
+                if index not in entry.verdicts
+            ]
 
     def take_batch(self, timeout: float | None = None) -> tuple[Group, ...] | None:
         """The oldest groups, all of them finished, in dispatch order; None once stopped.
@@ -152,16 +199,16 @@ class Backlog:
         Waits for them, and raises `Stalled` after `stall_s`. With a timeout, None at its end.
         """
         with self._changed:
-            if not self._wait(self._is_batch_ready, "trainer", "a batch", timeout):
+            if not self._wait(self._is_ready, "trainer", "a batch", timeout):
                 return None
             positions = tuple(islice(self._ledger, self._groups_per_batch))
             entries = [self._ledger.pop(position) for position in positions]
-            self._untrained.append(positions)
+            self._untrained.append(len(positions))
             self._unreleased += len(positions)
             return tuple(entry for entry in entries if isinstance(entry, Group))
 
     def trained(self) -> None:
-        """The oldest batch taken is in the weights: from here on, no cursor holds it."""
+        """The oldest batch taken is in the weights: from here on, no picture holds it."""
         with self._changed:
             assert self._untrained, "no batch was taken"
             self._untrained.popleft()
@@ -182,15 +229,50 @@ class Backlog:
             admitted = self._wait(self._has_room, "generator", "room for a group", timeout)
             return None if self._stopped else admitted
 
-    def cursor(self) -> Cursor:
-        """Where a run that resumes with the weights of now must go on.
+    def describe(self) -> str:
+        """What the next batch waits for, in words."""
+        with self._changed:
+            pending = next(
+                (p for p, entry in self._ledger.items() if isinstance(entry, _Open)), None
+            )
+            oldest = "no group pending" if pending is None else f"oldest pending group {pending}"
+            unjudged = sum(
+                len(e.completions) - len(e.verdicts)
+                for e in self._ledger.values()
+                if isinstance(e, _Open)
+            )
+            return (
+                f"{self._num_ready()} of {self._groups_per_batch} groups ready, {oldest}, "
+                f"{unjudged} completions with the verifier, "
+                f"{self._count_outstanding()} of {self._max_outstanding} outstanding, "
+                f"{self._unreleased} of these with the trainer or in weights not yet applied"
+            )
 
-        The position is counted here, under the lock that dispatch takes, so that a prompt
-        dispatched meanwhile is neither lost nor counted twice.
+    def report(self) -> list[Group]:
+        """The groups judged since the last report, dropped ones included."""
+        with self._changed:
+            judged, self._judged = self._judged, []
+            return judged
+
+    def queue(self, *, report: bool) -> tuple[Queue, list[Group]]:
+        """A picture to resume from; with `report` also what `report` would give, at that moment.
+
+        Call it while no batch is with the trainer: what is in the weights is in no picture.
         """
         with self._changed:
-            untrained = [position for batch in self._untrained for position in batch]
-            return Cursor(next=self._next, pending=(*untrained, *self._ledger, *self._again))
+            assert not self._untrained, "a batch is being trained on"
+            judged, self._judged = (self._judged, []) if report else ([], self._judged)
+            entries = tuple(
+                e.picture() if isinstance(e, _Open) else e for e in self._ledger.values()
+            )
+            queue = Queue(
+                next=self._next,
+                entries=entries,
+                judged=tuple(self._judged),
+                dropped_in_a_row=dict(self._dropped_in_a_row),
+                strikes=dict(self._strikes),
+            )
+            return queue, judged
 
     def fail(self, exception: BaseException) -> None:
         """Wake every waiter and raise the first such exception in it, and in later calls."""
@@ -206,6 +288,11 @@ class Backlog:
 
     # What follows runs under the lock.
 
+    def _open(self, group: int) -> "_Open":
+        entry = self._ledger[group]
+        assert isinstance(entry, _Open), f"group {group} is finished"
+        return entry
+
     def _count_outstanding(self) -> int:
         return len(self._ledger) + self._unreleased
 
@@ -216,7 +303,7 @@ class Backlog:
         oldest = islice(self._ledger.values(), self._groups_per_batch)
         return sum(isinstance(entry, Group) for entry in oldest)
 
-    def _is_batch_ready(self) -> bool:
+    def _is_ready(self) -> bool:
         return self._num_ready() == self._groups_per_batch
 
     def _raise_failure(self) -> None:
@@ -238,25 +325,17 @@ class Backlog:
         if timeout is not None:
             return False
         waited_s = time.monotonic() - started
-        raise Stalled(f"{owner} waited {waited_s:.3g} s for {what}: {self._describe()}")
+        raise Stalled(f"{owner} waited {waited_s:.3g} s for {what}: {self.describe()}")
 
-    def _describe(self) -> str:
-        pending = next((p for p, entry in self._ledger.items() if isinstance(entry, Prompt)), None)
-        oldest = "no group pending" if pending is None else f"oldest pending group {pending}"
-        return (
-            f"{self._num_ready()} of {self._groups_per_batch} groups ready, {oldest}, "
-            f"{self._count_outstanding()} of {self._max_outstanding} outstanding, "
-            f"{self._unreleased} of these with the trainer or in weights not yet applied"
-        )
-
-    def _count_drop(self, group: Group) -> None:
+    def _drop(self, group: Group) -> None:
         outcomes = {group.verdicts[i].outcome for i in group.valid}
         if len(group.valid) < 2:
-            self.errored += 1
-            kind = "checks failed"
+            self._strikes[group.prompt.problem.id] += 1
+            self._count_drop("checks failed")
         else:
-            self.uniform += 1
-            kind = f"all {outcomes.pop()}" if len(outcomes) == 1 else "equal rewards"
+            self._count_drop(f"all {outcomes.pop()}" if len(outcomes) == 1 else "equal rewards")
+
+    def _count_drop(self, kind: str) -> None:
         self._dropped_in_a_row[kind] += 1
         if self._dropped_in_a_row.total() >= self._max_dropped:
             counts = ", ".join(f"{n} {kind}" for kind, n in self._dropped_in_a_row.most_common())
@@ -265,3 +344,29 @@ class Backlog:
                 "nothing to learn. Choose problems the model solves sometimes (data.path or "
                 "data.digits), or raise generator.group_size."
             )
+
+
+class _Open:
+    """An `OpenGroup` being filled."""
+
+    def __init__(self, group: OpenGroup) -> None:
+        self.prompt = group.prompt
+        self.completions = dict(group.completions)
+        self.verdicts = dict(group.verdicts)
+
+    def picture(self) -> OpenGroup:
+        return OpenGroup(
+            prompt=self.prompt, completions=dict(self.completions), verdicts=dict(self.verdicts)
+        )
+
+    def whole(self) -> Group:
+        places = range(len(self.completions))
+        return Group(
+            prompt=self.prompt,
+            completions=tuple(self.completions[i] for i in places),
+            verdicts=tuple(self.verdicts[i] for i in places),
+        )
+
+
+def _group_of(entry: OpenGroup | Group) -> int:
+    return entry.prompt.group

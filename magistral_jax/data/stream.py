@@ -1,11 +1,10 @@
 """An endless, seeded order of prompts, where every position can be asked for at any time.
 
-Position -> problem is a pure function of the problems and the seed, so a `Cursor` of a few
-numbers resumes the stream exactly. Every epoch is a new shuffle of all problems; held-out ones
+Position -> problem is a pure function of the problems and the seed, so a position resumes the
+stream exactly. Every epoch is a new shuffle of all problems; held-out ones
 keep their positions and are passed over, so that positions do not depend on what is held out.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -14,15 +13,14 @@ import numpy as np
 from jaxtyping import Int32
 
 from magistral_jax.data.sources import Problems, is_heldout
-from magistral_jax.types import Cursor, Problem, Prompt, UserError
+from magistral_jax.types import Problem, Prompt, UserError
 
-_START = Cursor(next=0)
 _SEEDS = 2**32  # grain's range
 _MOST_LOOKS = 1_000_000
 
 
 class PromptStream:
-    """The prompts of a run, from a cursor on: pending positions first, then new ones."""
+    """The prompts of a run, from a position on."""
 
     def __init__(
         self,
@@ -31,7 +29,7 @@ class PromptStream:
         *,
         seed: int,
         heldout_percent: float,
-        cursor: Cursor = _START,
+        position: int = 0,
     ) -> None:
         # One problem to train on is enough for `next` to end: every epoch meets it.
         if all(is_heldout(problems[i].id, heldout_percent) for i in range(len(problems))):
@@ -42,20 +40,15 @@ class PromptStream:
         self._problem_at = _shuffled(problems, seed)
         self._render = render
         self._heldout_percent = heldout_percent
-        self._pending = deque(cursor.pending)
-        self._position = cursor.next
+        self._position = position
 
     @property
     def position(self) -> int:
-        """The first position not yet dispatched: `Cursor.next`."""
+        """The first position not yet handed out."""
         return self._position
 
     def next(self) -> Prompt:
-        """The oldest pending prompt, or else the first new one that is not held out."""
-        if self._pending:
-            prompt = self.prompt_at(self._pending[0])
-            self._pending.popleft()
-            return prompt
+        """The next prompt that is not held out."""
         while self._is_heldout(self._problem_at(self._position)):
             self._position += 1
         prompt = self.prompt_at(self._position)

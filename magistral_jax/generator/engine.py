@@ -172,20 +172,24 @@ class Engine:
         groups: Sequence[int] | None = None,
         indices: Sequence[int] = (),
         limits: Sequence[int] = (),
+        produced: int = 0,
         pad_to: int | None = None,
     ) -> DecodeState:
-        """One prefill into many slots (the G of a group); each draws its own first token.
+        """One prefill into many slots (the G of a group); each draws its own next token.
 
-        `pad_to` fixes the number of slots of the compiled program; the surplus is ignored.
+        Of the prefilled tokens the last `produced` are the completion's own: a sequence that goes
+        on. `pad_to` fixes the number of slots of the compiled program; the surplus is ignored.
         Without names it is JetStream's: slots go on after the prefill's own first tokens.
         """
         if groups is None:
             index, limit = range(len(slots)), [2**30] * len(slots)
-            return self._insert(prefix, decode_state, slots, slots, index, limit, fed_first=True)
+            rows = (slots, slots, index, limit, [1] * len(slots))
+            return self._insert(prefix, decode_state, *rows, fed_first=True)
         surplus = (pad_to or len(slots)) - len(slots)
         slots = [*slots, *[self.max_concurrent_decodes] * surplus]
         groups, indices, limits = ([*x, *[0] * surplus] for x in (groups, indices, limits))
-        return self._insert(prefix, decode_state, slots, groups, indices, limits, fed_first=False)
+        rows = (slots, groups, indices, limits, [produced] * len(slots))
+        return self._insert(prefix, decode_state, *rows, fed_first=False)
 
     def generate(
         self,
@@ -199,12 +203,10 @@ class Engine:
             state, data = self._generate(params, decode_state, sampler or Sampler(), self._key(rng))
         return state, ResultTokens(data)
 
-    def replace_cache(self, prefix: Prefix, decode_state: DecodeState, slot: int) -> DecodeState:
-        """The slot's cache prefilled anew, everything else about it unchanged."""
-        slots = self.replicated(np.array([slot], np.int32))
+    def copied(self, decode_state: DecodeState) -> DecodeState:
+        """The state in buffers of its own, which the next step does not take."""
         with jax.set_mesh(self.mesh):
-            cache = self._replace_jit(decode_state.cache, prefix.cache, slots)
-        return decode_state._replace(cache=cache)
+            return self._copy(decode_state)
 
     def free_resource(self, slot: int) -> None:
         """Nothing to free: a slot's memory is its own, and the next insert overwrites it."""
@@ -244,8 +246,8 @@ class Engine:
         return jax.jit(insert, donate_argnums=1, static_argnums=3)
 
     @cached_property
-    def _replace_jit(self) -> Any:
-        return jax.jit(insert_prefix, donate_argnums=0)
+    def _copy(self) -> Any:
+        return jax.jit(lambda state: jax.tree.map(partial(jnp.array, copy=True), state))
 
     @cached_property
     def _prefill(self) -> Any:
@@ -289,18 +291,18 @@ def prefill(
 
 
 def insert(
-    prefix: Prefix, state: DecodeState, table: Int[Array, "4 G"], fed_first: bool
+    prefix: Prefix, state: DecodeState, table: Int[Array, "5 G"], fed_first: bool
 ) -> DecodeState:
-    """Put the prefix into slots table[0]; rows 1-3 are groups, indices and limits.
+    """Put the prefix into slots table[0]; the rows below are groups, indices, limits and tokens
+    produced so far.
 
     With `fed_first` the slot goes on after the prefill's first token. Without, the last prompt
     token is fed once more: its keys and values are rewritten with equal ones, and every slot
     draws its own first token in the ordinary step.
     """
-    slots, groups, indices, limits = table
+    slots, groups, indices, limits, produced = table
     token = prefix.first_tokens if fed_first else prefix.last_token
     length = prefix.length if fed_first else prefix.length - 1
-    produced = 1 if fed_first else 0
 
     def put(into: Array, value: Any) -> Array:
         return into.at[slots].set(value, mode="drop")

@@ -4,12 +4,16 @@ Continuous batching: a slot is refilled the step after it frees. Weights are swa
 steps; sequences in flight go on, on the stale cache ("keep", the paper) or on a cache prefilled
 again ("recompute"). Every token is recorded with its log-prob and its weight version.
 
+What is known of a sequence lives on the host; the device holds its cache and counters, which can be
+made anew from that. So a run that resumes, or an engine that failed, goes on where it was.
+
 Axes: B slots, G completions in a group.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +22,15 @@ from jaxtyping import Array, Int32, Key
 from magistral_jax.generator.engine import Engine, Prefix
 from magistral_jax.generator.result import LENGTH, RUNNING, STOP
 from magistral_jax.generator.sampling import Sampler
-from magistral_jax.types import Completion, Prompt, Snapshot, VersionSpan
+from magistral_jax.types import (
+    Completion,
+    Draft,
+    InFlight,
+    Prompt,
+    Snapshot,
+    VersionSpan,
+    Waiting,
+)
 
 
 @dataclass
@@ -39,7 +51,9 @@ class Slot:
 
     prompt: Prompt
     index: int
+    limit: int
     spans: list[VersionSpan]
+    refills: list[int] = field(default_factory=list)
 
 
 class Scheduler:
@@ -55,16 +69,21 @@ class Scheduler:
         group_size: int,
         max_tokens: int,
         kv_on_update: Literal["keep", "recompute"] = "keep",
+        doing: Callable[[str], AbstractContextManager[object]] = lambda what: nullcontext(),
     ) -> None:
+        """`doing("prefill")` and `doing("prefill_repeated")` are entered around such work."""
         self.engine, self.snapshot, self.sampler = engine, snapshot, sampler
         self.key = engine.replicated(key)
         self.group_size, self.max_tokens, self.kv_on_update = group_size, max_tokens, kv_on_update
+        self._doing = doing
         self.state = engine.init_decode_state()
         self.num_steps = 0
         num_slots = engine.max_concurrent_decodes
         self._slots: list[Slot | None] = [None] * num_slots
         self._free = deque(range(num_slots))
+        self._drafts: deque[Draft] = deque()
         self._waiting: deque[Request] = deque()
+        self._placing: Prompt | None = None
         self._tokens = np.zeros((num_slots, max_tokens), np.int32)
         self._logprobs = np.zeros((num_slots, max_tokens), np.float32)
         self._count = np.zeros(num_slots, np.int32)
@@ -80,7 +99,8 @@ class Scheduler:
     @property
     def num_unplaced(self) -> int:
         """Completions submitted that have no slot yet."""
-        return sum(request.count - request.next_index for request in self._waiting)
+        waiting = sum(request.count - request.next_index for request in self._waiting)
+        return waiting + len(self._drafts)
 
     @property
     def num_vacant(self) -> int:
@@ -88,8 +108,13 @@ class Scheduler:
         return len(self._free) - self.num_unplaced
 
     @property
+    def placing(self) -> Prompt | None:
+        """The prompt whose prefill or insertion has begun and is not done: it may be what fails."""
+        return self._placing
+
+    @property
     def has_work(self) -> bool:
-        return self.num_active > 0 or bool(self._waiting)
+        return self.num_active > 0 or bool(self._waiting or self._drafts)
 
     def submit(self, prompt: Prompt, *, count: int | None = None, limit: int | None = None) -> None:
         """Queue `count` completions (G by default) of at most `limit` tokens of a prompt."""
@@ -115,7 +140,67 @@ class Scheduler:
                     slot.spans.pop()
                 slot.spans.append(VersionSpan(start=start, version=snapshot.version))
         if self.kv_on_update == "recompute":
-            self._recompute()
+            self._refill()
+
+    def in_flight(self, *, cache: bool) -> InFlight:
+        """What this generator is at; with `cache` its device state too, in buffers of its own."""
+        drafts = [
+            Draft(
+                prompt=slot.prompt,
+                index=slot.index,
+                limit=slot.limit,
+                slot=number,
+                tokens=self._tokens[number, : self._count[number]].copy(),
+                logprobs=self._logprobs[number, : self._count[number]].copy(),
+                spans=tuple(slot.spans),
+                refills=tuple(slot.refills),
+            )
+            for number, slot in enumerate(self._slots)
+            if slot is not None
+        ]
+        waiting = [
+            Waiting(prompt=r.prompt, limit=r.limit, next_index=r.next_index, count=r.count)
+            for r in self._waiting
+        ]
+        return InFlight(
+            drafts=(*drafts, *self._drafts),
+            waiting=tuple(waiting),
+            free=tuple(self._free),
+            cache=self.engine.copied(self.state) if cache else None,
+        )
+
+    def restore(self, found: InFlight) -> None:
+        """Go on with what another generator was at. Only for one that has not been used.
+
+        With its cache everything is as it was there. Without, each sequence is prefilled again
+        under the weights of the step that gives it a slot, which its completion tells.
+        """
+        assert not self.has_work, "this generator has work of its own"
+        if found.cache is not None:
+            self.state = found.cache
+            self._free = deque(found.free)
+        for draft in found.drafts:
+            if found.cache is not None and draft.slot >= 0:
+                self._write_down(draft, draft.slot)
+            else:
+                self._drafts.append(replace(draft, slot=-1))
+        self._waiting = deque(
+            Request(prompt=w.prompt, limit=w.limit, next_index=w.next_index, count=w.count)
+            for w in found.waiting
+        )
+
+    def restart(self, snapshot: Snapshot) -> None:
+        """Go on with a fresh device state and these weights, after a failure of the old ones."""
+        found = self.in_flight(cache=False)
+        self.state = self.engine.init_decode_state()
+        self._slots = [None] * len(self._slots)
+        self._free = deque(range(len(self._slots)))
+        self._placing = None
+        self._drafts.clear()
+        self._waiting.clear()
+        if snapshot.version > self.version:
+            self.snapshot = snapshot
+        self.restore(found)
 
     def step(self) -> list[Completion]:
         """Fill free slots, decode one token everywhere, return what finished."""
@@ -137,6 +222,8 @@ class Scheduler:
     def cancel(self, group: int) -> None:
         """Forget a prompt and what was sampled of its completions; its slots are free again."""
         self._waiting = deque(r for r in self._waiting if r.prompt.group != group)
+        self._drafts = deque(d for d in self._drafts if d.prompt.group != group)
+        self._placing = None
         active = np.array(self.state.active)
         for number, slot in enumerate(self._slots):
             if slot is not None and slot.prompt.group == group:
@@ -167,33 +254,52 @@ class Scheduler:
         return [tuple(done[p.group][i] for i in sorted(done[p.group])) for p in prompts]
 
     def _fill(self) -> None:
-        """Give free slots to the oldest requests."""
-        while self._free and self._waiting:
-            request = self._waiting[0]
-            if request.prefix is None:
-                request.prefix = self._prefill(request.prompt.tokens)
-            indices = range(
-                request.next_index, min(request.count, request.next_index + len(self._free))
+        """Give free slots to sequences begun elsewhere, then to the oldest requests."""
+        if self._free and self._drafts:
+            with self._doing("prefill_repeated"):
+                while self._free and self._drafts:
+                    self._resume(self._drafts[0])
+                self.state.tokens.block_until_ready()
+        if not (self._free and self._waiting):
+            return
+        with self._doing("prefill"):
+            while self._free and self._waiting:
+                self._place(self._waiting[0])
+            # Waited for here, or the time of the prefills would be taken for that of the step.
+            self.state.tokens.block_until_ready()
+
+    def _place(self, request: Request) -> None:
+        """Put as many completions of a request into slots as there are. Nothing is noted before
+        the device has taken them, so that a failure leaves the request as it was."""
+        self._placing = request.prompt
+        if request.prefix is None:
+            request.prefix = self._prefill(request.prompt.tokens)
+        indices = range(
+            request.next_index, min(request.count, request.next_index + len(self._free))
+        )
+        # Programs are compiled for whole groups; larger requests go in as several.
+        indices = indices[: self.group_size]
+        slots = [self._free[i] for i in range(len(indices))]
+        self.state = self.engine.bulk_insert(
+            request.prefix,
+            self.state,
+            slots,
+            groups=[request.prompt.group] * len(slots),
+            indices=list(indices),
+            limits=[request.limit] * len(slots),
+            pad_to=self.group_size,
+        )
+        self._placing = None
+        for number, index in zip(slots, indices, strict=True):
+            self._free.popleft()
+            span = VersionSpan(start=0, version=self.version)
+            self._slots[number] = Slot(
+                prompt=request.prompt, index=index, limit=request.limit, spans=[span]
             )
-            # Programs are compiled for whole groups; larger requests go in as several.
-            indices = indices[: self.group_size]
-            slots = [self._free.popleft() for _ in indices]
-            self.state = self.engine.bulk_insert(
-                request.prefix,
-                self.state,
-                slots,
-                groups=[request.prompt.group] * len(slots),
-                indices=list(indices),
-                limits=[request.limit] * len(slots),
-                pad_to=self.group_size,
-            )
-            for number, index in zip(slots, indices, strict=True):
-                span = VersionSpan(start=0, version=self.version)
-                self._slots[number] = Slot(prompt=request.prompt, index=index, spans=[span])
-                self._count[number] = 0
-            request.next_index += len(slots)
-            if request.next_index == request.count:
-                self._waiting.popleft()
+            self._count[number] = 0
+        request.next_index += len(slots)
+        if request.next_index == request.count:
+            self._waiting.popleft()
 
     def _record(self, data: np.ndarray) -> list[Completion]:
         valid = np.flatnonzero(data[:, 1])
@@ -219,7 +325,38 @@ class Scheduler:
             sampled=np.ones(count, bool),
             spans=tuple(slot.spans),
             finish="stop" if finish == STOP else "length",
+            refills=tuple(slot.refills),
         )
+
+    def _resume(self, draft: Draft) -> None:
+        """Put a sequence begun elsewhere into a slot."""
+        number = self._free[0]
+        self._prefill_again(number, draft, draft.tokens)
+        self._free.popleft()
+        self._drafts.popleft()
+        self._write_down(draft, number)
+        if len(draft.tokens):
+            slot = self._slots[number]
+            assert slot is not None
+            slot.refills.append(len(draft.tokens))
+
+    def _write_down(self, draft: Draft, number: int) -> None:
+        """A sequence takes a slot, on the host."""
+        count = len(draft.tokens)
+        spans = list(draft.spans)
+        if spans[-1].version < self.version:
+            spans = [s for s in spans if s.start < count]
+            spans.append(VersionSpan(start=count, version=self.version))
+        self._slots[number] = Slot(
+            prompt=draft.prompt,
+            index=draft.index,
+            limit=draft.limit,
+            spans=spans,
+            refills=list(draft.refills),
+        )
+        self._tokens[number, :count] = draft.tokens
+        self._logprobs[number, :count] = draft.logprobs
+        self._count[number] = count
 
     def _prefill(self, tokens: np.ndarray) -> Prefix:
         prefix, _ = self.engine.prefill(
@@ -229,11 +366,28 @@ class Scheduler:
         )
         return prefix
 
-    def _recompute(self) -> None:
+    def _refill(self) -> None:
         """Prefill every sequence in flight again, prompt and completion, under the new weights."""
-        for number, slot in enumerate(self._slots):
-            if slot is None:
-                continue
-            written = self._tokens[number, : self._count[number]]
-            sequence: Any = np.concatenate([slot.prompt.tokens, written])
-            self.state = self.engine.replace_cache(self._prefill(sequence), self.state, number)
+        with self._doing("prefill_repeated"):
+            for number, slot in enumerate(self._slots):
+                if slot is not None:
+                    tokens = self._tokens[number, : self._count[number]]
+                    self._prefill_again(number, slot, tokens)
+                    if len(tokens):
+                        slot.refills.append(len(tokens))
+            self.state.tokens.block_until_ready()
+
+    def _prefill_again(self, number: int, begun: Slot | Draft, tokens: np.ndarray) -> None:
+        """The device state of a sequence, from what is known of it on the host."""
+        self._placing = begun.prompt
+        sequence: Any = np.concatenate([begun.prompt.tokens, tokens])
+        self.state = self.engine.bulk_insert(
+            self._prefill(sequence),
+            self.state,
+            [number],
+            groups=[begun.prompt.group],
+            indices=[begun.index],
+            limits=[begun.limit],
+            produced=len(tokens),
+        )
+        self._placing = None

@@ -37,6 +37,8 @@ class Probe:
         self._scheduler: Scheduler | None = None
         self._finished: list[Completion] = []
         self._score: Any = None
+        self.tokens = 0
+        """Sampled in all measurements so far."""
 
     @property
     def is_running(self) -> bool:
@@ -53,7 +55,9 @@ class Probe:
     def step(self) -> dict[str, float] | None:
         """One decode step; the measurement, once the last completion is finished."""
         assert self._scheduler is not None
-        self._finished += self._scheduler.step()
+        finished = self._scheduler.step()
+        self._finished += finished
+        self.tokens += self._scheduler.num_active + len(finished)
         if self._scheduler.has_work:
             return None
         scheduler, self._scheduler = self._scheduler, None

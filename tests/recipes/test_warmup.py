@@ -23,7 +23,7 @@ from magistral_jax.evaluate import evaluate
 from magistral_jax.recipes import warmup
 from magistral_jax.recipes.warmup import shown
 from magistral_jax.tokenizer.bytes import ByteTokenizer
-from magistral_jax.types import Cursor, Problem, Prompt
+from magistral_jax.types import Problem, Prompt
 
 CONFIG = RunConfig(
     stall_s=120.0,
@@ -94,7 +94,7 @@ def test_heldout_problems_never_appear_in_it(warmed):
 
 def test_its_problems_come_in_another_order_than_those_of_rl(warmed):
     run, *_ = warmed
-    stream = run.stream(Cursor(next=0))
+    stream = run.stream()
     assert run.given[:20] != [stream.next().problem.id for _ in range(20)]
 
 

@@ -16,7 +16,7 @@ from magistral_jax.model.params import abstract, map_specs
 from magistral_jax.model.sharding import TRAINER_RULES, place, shardings
 from magistral_jax.settings import load
 from magistral_jax.tools import ask
-from magistral_jax.types import Cursor, UserError
+from magistral_jax.types import UserError
 
 TINY = """
 name = "tiny"
@@ -69,9 +69,11 @@ def run_of(*overrides):
 def save_run(folder, run, *, step=7):
     """A run folder whose weights are not those the config starts from."""
     params = drawn(run, seed=1)
-    meta = Meta(step=step, cursor=Cursor(next=0), identity=run.identity(), notes={})
+    meta = Meta(step=step, identity=run.identity(), notes={})
     state = {"params": params, "optimizer": {"mu": jnp.ones(3)}}
-    Checkpoints(folder / "checkpoints", keep=1).save(meta, state)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+    checkpoints.save(meta, {"state": state})
+    checkpoints.settle()
     return params
 
 

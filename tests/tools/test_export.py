@@ -12,7 +12,6 @@ from magistral_jax.model.load import read_architecture, read_params
 from magistral_jax.settings import dump, load
 from magistral_jax.tokenizer.files import read_tokenizer
 from magistral_jax.tools import export as export_module
-from magistral_jax.types import Cursor
 
 TINY = """
 name = "tiny"
@@ -34,8 +33,10 @@ def policy(tmp_path, monkeypatch):
     trainer = run.trainer(run.initial_params())
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").write_text(dump(config))
-    meta = Meta(step=3, cursor=Cursor(next=0), identity=run.identity(), notes={})
-    Checkpoints("run/checkpoints", keep=1).save(meta, trainer.state)
+    meta = Meta(step=3, identity=run.identity(), notes={})
+    checkpoints = Checkpoints("run/checkpoints", keep=1)
+    checkpoints.save(meta, {"state": trainer.state})
+    checkpoints.settle()
     yield run, trainer.params
     run.close()
 

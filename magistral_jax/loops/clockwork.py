@@ -1,0 +1,124 @@
+"""The asynchronous loop by a logical clock: the same run every time, bit for bit.
+
+What `run_async` leaves to timing, this one counts in decode steps. `deterministic_steps` after a
+batch is full its weights are applied, and as many after a completion's end its verdict counts; who
+is not ready by then is waited for. Between, generator and trainer work at once.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from magistral_jax.config import RunConfig
+from magistral_jax.ledger import GENERATOR, TRAINER
+from magistral_jax.loops.moves import (
+    Generation,
+    Handed,
+    Picture,
+    learn,
+    report,
+    settle,
+    verdict_of,
+)
+from magistral_jax.loops.rooms import Rooms
+from magistral_jax.types import Frontier, Group, Snapshot, Stalled
+
+
+@dataclass(frozen=True)
+class _Update:
+    """A weight update under way, and the tick at which it is applied."""
+
+    at: int
+    version: int
+    snapshot: Future[Snapshot]
+
+
+class Clockwork:
+    """One run by the clock."""
+
+    def __init__(self, config: RunConfig, rooms: Rooms, frontier: Frontier) -> None:
+        self._config, self._rooms = config, rooms
+        self._generation = Generation(config, rooms)
+        self._tick = frontier.tick
+        self._update: _Update | None = None
+        self._stopped = False
+        unjudged = {(c.group, c.index): (p, c) for p, c in rooms.backlog.unjudged()}
+        self._due: deque[tuple[int, Handed]] = deque()
+        for tick, group, index in frontier.due:
+            prompt, completion = unjudged[group, index]
+            self._due.append((tick, (prompt, completion, rooms.judge(prompt, completion))))
+
+    def run(self, *, start: int) -> None:
+        """Until the last step or, after a stop, until no update is under way."""
+        backlog, delay = self._rooms.backlog, self._config.deterministic_steps
+        self._rooms.ledger.phase("wait_batch", TRAINER)
+        version = start
+        with ThreadPoolExecutor(1, thread_name_prefix="trainer") as trainer:
+            while version < self._config.trainer.steps:
+                if self._stopped and self._update is None:
+                    return
+                self._tick += 1
+                if self._update is not None and self._tick >= self._update.at:
+                    self._apply(self._update)
+                    version += 1
+                    continue
+                self._consume_verdicts()
+                if self._update is None and backlog.is_batch_ready:
+                    groups = backlog.take_batch()
+                    assert groups is not None, "this loop has a stop of its own"
+                    snapshot = trainer.submit(self._learn, groups, version)
+                    self._update = _Update(self._tick + delay, version, snapshot)
+                self._generation.admit()
+                if self._rooms.generator.has_work:
+                    handed = self._generation.decode()
+                    self._due += [(self._tick + delay, one) for one in handed]
+                else:
+                    self._skip()
+
+    def stop(self) -> None:
+        """Stop at the next moment that a resume can go on from: until then all goes on as ever."""
+        self._stopped = True
+
+    def picture(self, *, report: bool) -> Picture:
+        """As `Generation.picture`, with the clock."""
+        found = self._generation.picture(frontier=True, report=report)
+        assert found.frontier is not None
+        due = tuple((tick, c.group, c.index) for tick, (_, c, _) in self._due)
+        return replace(found, frontier=replace(found.frontier, tick=self._tick, due=due))
+
+    def _learn(self, groups: Sequence[Group], version: int) -> Snapshot:
+        return learn(self._rooms, groups, version)
+
+    def _apply(self, update: _Update) -> None:
+        """The weights whose time has come, and the step's row."""
+        config, rooms = self._config, self._rooms
+        with rooms.ledger.doing(GENERATOR, "wait_admission", f"update {update.version + 1}"):
+            try:
+                snapshot = update.snapshot.result(timeout=config.stall_s)
+            except TimeoutError:
+                raise Stalled(
+                    f"generator waited {config.stall_s:g} s for update {update.version + 1}"
+                ) from None
+        self._update = None
+        self._generation.swap(snapshot)
+        self._generation.probe_to_the_end(snapshot)
+        step = update.version + 1
+        wanted = rooms.wants_frontier(step)
+        report(rooms, step, self.picture(report=True) if wanted else self._plain())
+
+    def _plain(self) -> Picture:
+        return self._generation.picture(frontier=False)
+
+    def _consume_verdicts(self) -> None:
+        while self._due and self._due[0][0] <= self._tick:
+            _, (prompt, completion, waiting) = self._due.popleft()
+            settle(self._rooms, completion, verdict_of(waiting, prompt, self._config.stall_s))
+
+    def _skip(self) -> None:
+        """Nothing to decode: to the tick before the next event."""
+        events = [tick for tick, _ in self._due] + ([self._update.at] if self._update else [])
+        if not events:
+            # The groups that could be admitted depend on nothing that is still to come.
+            raise Stalled(f"nothing is left to wait for: {self._rooms.backlog.describe()}")
+        self._tick = max(self._tick, min(events) - 1)

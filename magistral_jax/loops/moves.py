@@ -1,0 +1,273 @@
+"""The moves that all loops make: admit, decode, settle a verdict, learn, report.
+
+A failure that can be mended is mended here: a generator whose device state broke is given a new one
+and goes on, a push is tried again, a prompt that always fails is set aside.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from time import monotonic, sleep
+
+from magistral_jax.config import RunConfig
+from magistral_jax.ledger import DECODE, GENERATOR, TRAINER
+from magistral_jax.loops.rooms import Rooms
+from magistral_jax.tally import group_metrics
+from magistral_jax.types import (
+    Completion,
+    Frontier,
+    Group,
+    Prompt,
+    RunFailed,
+    Snapshot,
+    Stalled,
+    UserError,
+    Verdict,
+)
+
+PUSHES = 4
+"""Times that a push is tried; between them 0.1, 0.4 and 1.6 seconds."""
+RESTARTS = 3
+"""Times in a row that the generator may fail without having decoded a step in between."""
+
+Handed = tuple[Prompt, Completion, Future[Verdict]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What one moment of a run looks like."""
+
+    frontier: Frontier | None
+    groups: list[Group]
+    """Judged since the last report."""
+    sums: dict[str, float]
+    latest: dict[str, float]
+
+
+class Generation:
+    """The generator's side of a run, whichever loop plays it."""
+
+    def __init__(self, config: RunConfig, rooms: Rooms) -> None:
+        self._config, self._rooms = config, rooms
+        self._failures = 0
+        self._failed_on: int | None = None
+
+    def admit(self) -> bool:
+        """Dispatch prompts while there are slots and the staleness bound allows; whether any
+        slot stays empty."""
+        rooms = self._rooms
+        while rooms.generator.num_vacant > 0 and rooms.backlog.can_dispatch():
+            prompt = rooms.prompts.next()
+            if rooms.backlog.is_set_aside(prompt):
+                continue
+            rooms.backlog.dispatch(prompt)
+            rooms.tally.add("dispatched", 1)
+            rooms.generator.submit(prompt)
+        return rooms.generator.num_vacant > 0
+
+    def decode(self) -> list[Handed]:
+        """One decode step; what finished goes to the verifier at once."""
+        rooms, generator = self._rooms, self._rooms.generator
+        try:
+            with rooms.ledger.doing(GENERATOR, DECODE, "a decode step") as step:
+                finished = generator.step()
+        except (Stalled, UserError):
+            raise
+        except Exception as failure:
+            self._recover(failure)
+            return []
+        self._failures = 0
+        active = generator.num_active + len(finished)
+        rooms.ledger.sampled(active)
+        empty = max(0.0, 1 - active / self._config.generator.in_flight)
+        rooms.ledger.move(GENERATOR, DECODE, "padding", step.own_s * empty)
+        rooms.tally.add("decode_s", step.own_s)
+        rooms.tally.add("decode_steps", 1)
+        rooms.tally.add("tokens", active)
+        return [self._hand_over(completion) for completion in finished]
+
+    def swap(self, snapshot: Snapshot) -> None:
+        """Go on with newer weights. Only now may what was trained into them stop counting against
+        the bound: a prompt dispatched before would start on the older version."""
+        rooms = self._rooms
+        began, before = monotonic(), rooms.generator.version
+        try:
+            with rooms.ledger.doing(GENERATOR, "push", "a swap of weights"):
+                rooms.generator.swap(snapshot)
+        except Exception as failure:
+            self._recover(failure, snapshot)
+        rooms.tally.add("swap_s", monotonic() - began)
+        rooms.backlog.release((snapshot.version - before) * self._config.groups_per_batch)
+
+    def take_newest(self) -> None:
+        """Swap to what the trainer has left in the mailbox, if it has."""
+        snapshot = self._rooms.mailbox.take()
+        if snapshot is None:
+            return
+        self.swap(snapshot)
+        probe, every = self._rooms.probe, self._config.metrics.probe_every
+        if probe is not None and not probe.is_running and snapshot.version % every == 0:
+            probe.start(snapshot)
+
+    def probe(self) -> None:
+        """One step of the measurement under way."""
+        probe = self._rooms.probe
+        assert probe is not None
+        before, ledger = probe.tokens, self._rooms.ledger
+        with ledger.doing(GENERATOR, "evaluation", "the probe"):
+            note(self._rooms, probe.step() or {})
+        ledger.sampled(probe.tokens - before)
+        ledger.fate("evaluation", probe.tokens - before)
+
+    def probe_to_the_end(self, snapshot: Snapshot) -> None:
+        probe, every = self._rooms.probe, self._config.metrics.probe_every
+        if probe is None or snapshot.version % every != 0:
+            return
+        probe.start(snapshot)
+        while probe.is_running:
+            self.probe()
+
+    def picture(self, *, frontier: bool, report: bool = True) -> Picture:
+        """What was counted and judged since the last report and, with `frontier`, all that a
+        resume goes on from, at one moment between two decode steps."""
+        rooms = self._rooms
+        if not frontier:
+            return Picture(None, rooms.backlog.report(), *rooms.tally.drain())
+        self.take_newest()
+        with rooms.ledger.doing(GENERATOR, "checkpoint", "taking down what is in flight"):
+            queue, judged = rooms.backlog.queue(report=report)
+            in_flight = rooms.generator.in_flight(cache=self._config.checkpoint.kv == "save")
+            sums, latest = rooms.tally.drain()
+            accounts = {**rooms.ledger.saved(), "lengths": rooms.tally.lengths.saved()}
+        found = Frontier(
+            queue=queue,
+            in_flight=in_flight,
+            counters={} if report else sums,
+            accounts=accounts,
+        )
+        return Picture(found, judged, sums, latest)
+
+    def _hand_over(self, completion: Completion) -> Handed:
+        rooms = self._rooms
+        rooms.tally.add("completions", 1)
+        prompt = rooms.backlog.sampled(completion)
+        return prompt, completion, rooms.judge(prompt, completion)
+
+    def _recover(self, failure: Exception, snapshot: Snapshot | None = None) -> None:
+        """A new device state under the newest weights; every sequence in flight goes on from its
+        tokens. A prompt that fails twice is given up."""
+        rooms, generator = self._rooms, self._rooms.generator
+        self._failures += 1
+        if self._failures > RESTARTS:
+            raise RunFailed(
+                f"the generator failed {self._failures} times without a decode step in between, "
+                f"the last time with {brief(failure)}"
+            ) from failure
+        at, placing = "", generator.placing
+        if placing is not None:
+            at = f" with prompt {placing.problem.id!r}"
+            if self._failed_on == placing.group:
+                generator.cancel(placing.group)
+                rooms.backlog.set_aside(placing.group)
+                rooms.on_failure("prompts", f"prompt {placing.problem.id!r} is set aside")
+                self._failures = 0
+            self._failed_on = placing.group
+        count = generator.num_active
+        # Newer weights, if there are any, come at the next swap, before the next step.
+        generator.restart(snapshot or generator.snapshot)
+        rooms.on_failure(
+            "generator",
+            f"the generator failed{at}: {brief(failure)}; it goes on with {count} unfinished "
+            f"sequences under weights {generator.version}",
+        )
+
+
+def settle(rooms: Rooms, completion: Completion, verdict: Verdict) -> None:
+    """A verdict has come: perhaps it makes a group whole, to be kept or dropped."""
+    group = rooms.backlog.judged(completion, verdict)
+    if group is None:
+        return
+    if group.is_diverse:
+        rooms.tally.lengths.sampled(group)
+    else:
+        valid = len(group.valid) >= 2
+        tokens_by_place = [len(c.tokens) for c in group.completions]
+        errored = sum(n for i, n in enumerate(tokens_by_place) if i not in group.valid or not valid)
+        rooms.ledger.fate("errored", errored)
+        rooms.ledger.fate("uniform", sum(tokens_by_place) - errored)
+
+
+def verdict_of(waiting: Future[Verdict], prompt: Prompt, stall_s: float) -> Verdict:
+    """The verdict, or what its check raised; `Stalled` if it does not come."""
+    done, _ = wait([waiting], timeout=stall_s)
+    if not done:
+        raise Stalled(f"trainer waited {stall_s:g} s for a verdict on group {prompt.group}")
+    return waiting.result()
+
+
+def learn(rooms: Rooms, groups: Sequence[Group], version: int) -> Snapshot:
+    """One weight update: from judged groups to weights on the generator's devices."""
+    tally, ledger = rooms.tally, rooms.ledger
+    with tally.timed("time/assemble"):
+        batch = rooms.assemble(groups, version)
+    padding = sum(m.padding for m in batch.minibatches) / len(batch.minibatches)
+    try:
+        with ledger.doing(TRAINER, "trained", f"update {version + 1}") as update:
+            values = rooms.train(batch)
+    except Exception as failure:
+        raise RunFailed(
+            f"the trainer failed in update {version + 1}: {brief(failure)}"
+        ) from failure
+    ledger.move(TRAINER, "trained", "padding", update.own_s * padding)
+    tally.add("time/train", update.own_s)
+    with tally.timed("push/seconds"), ledger.doing(TRAINER, "push", f"the push of {version + 1}"):
+        snapshot = _pushed(rooms, version + 1)
+    rooms.backlog.trained()
+    note(rooms, values)
+    tally.note("policy/lag_max", batch.lag_max)
+    tally.note("batch/padding", padding)
+    tally.note("batch/first_group", batch.groups[0].group)
+    tally.note("batch/last_group", batch.groups[-1].group)
+    rows = [(c, i in g.valid) for g in batch.groups for i, c in enumerate(g.completions)]
+    tally.add("train_tokens", sum(len(c.prompt) + len(c.tokens) - 1 for c, _ in rows))
+    ledger.fate("trained", sum(len(c.tokens) for c, is_valid in rows if is_valid))
+    ledger.fate("errored", sum(len(c.tokens) for c, is_valid in rows if not is_valid))
+    tally.lengths.trained(groups)
+    return snapshot
+
+
+def report(rooms: Rooms, step: int, picture: Picture) -> None:
+    """Turn what was counted since the last update into its row of metrics."""
+    values = {**group_metrics(picture.groups), **picture.sums, **picture.latest}
+    rooms.on_step(step, values, picture.groups, picture.frontier)
+
+
+def note(rooms: Rooms, values: dict[str, float]) -> None:
+    for name, value in values.items():
+        rooms.tally.note(name, value)
+
+
+def brief(failure: BaseException) -> str:
+    """An exception in one line."""
+    first = (str(failure) or type(failure).__name__).splitlines()[0]
+    return f"{type(failure).__name__}: {first}"
+
+
+def _pushed(rooms: Rooms, version: int) -> Snapshot:
+    """The push, again where it fails: until it succeeds the generator decodes on as it was."""
+    for attempt in range(1, PUSHES):
+        try:
+            return rooms.push(version)
+        except Exception as failure:
+            rooms.on_failure(
+                "push",
+                f"the push of weights {version} failed ({brief(failure)}); version {version - 1} "
+                f"stays, and it is tried again ({attempt} of {PUSHES - 1})",
+            )
+            sleep(0.1 * 4 ** (attempt - 1))
+    try:
+        return rooms.push(version)
+    except Exception as failure:
+        raise RunFailed(
+            f"the push of weights {version} failed {PUSHES} times: {brief(failure)}"
+        ) from failure

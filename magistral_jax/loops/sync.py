@@ -1,0 +1,39 @@
+"""The specification, Magistral's algorithm: generate, judge, learn, publish, in turn."""
+
+from magistral_jax.config import RunConfig
+from magistral_jax.ledger import GENERATOR, TRAINER
+from magistral_jax.loops.moves import Generation, learn, report, settle, verdict_of
+from magistral_jax.loops.rooms import Rooms
+
+
+def run_sync(config: RunConfig, rooms: Rooms, *, start: int = 0) -> None:
+    """Until the last step, or a stop.
+
+    A step's prompts are submitted together; a group whose rewards are all equal is dropped and
+    replaced by exactly one new prompt.
+    """
+    generation = Generation(config, rooms)
+    rooms.ledger.phase("wait_batch", TRAINER)
+    for prompt, completion in rooms.backlog.unjudged():  # of a run that was stopped amid a step
+        verdict = verdict_of(rooms.judge(prompt, completion), prompt, config.stall_s)
+        settle(rooms, completion, verdict)
+    for version in range(start, config.trainer.steps):
+        while not rooms.backlog.is_batch_ready:
+            handed = []
+            generation.admit()
+            if rooms.backlog.is_stopped:
+                return
+            while rooms.generator.has_work and not rooms.backlog.is_stopped:
+                handed += generation.decode()
+                generation.admit()
+            for prompt, completion, waiting in handed:
+                settle(rooms, completion, verdict_of(waiting, prompt, config.stall_s))
+        groups = rooms.backlog.take_batch()
+        if groups is None:  # stopped
+            return
+        with rooms.ledger.doing(GENERATOR, "wait_admission", f"update {version + 1}"):
+            snapshot = learn(rooms, groups, version)
+        generation.swap(snapshot)
+        generation.probe_to_the_end(snapshot)
+        step = version + 1
+        report(rooms, step, generation.picture(frontier=rooms.wants_frontier(step)))
