@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from magistral_jax.fingerprint import fingerprints
+from magistral_jax.fingerprint import fingerprints, shapes
 from magistral_jax.types import Stalled, UserError
 
 # Orbax logs there what it raises, too, each of its threads with a traceback of its own.
@@ -114,14 +114,13 @@ class Checkpoints:
         """
         self.settle()
         number = max(self._numbers(), default=-1) + 1
-        # A run that goes on from an earlier step has given up the later ones.
-        self._given_up |= {n for n in self._sealed() if self._described(n).step > meta.step}
         host = {name: item for name, item in items.items() if _is_host(item)}
         device = {name: item for name, item in items.items() if name not in host}
         text = {
             **asdict(meta),
             "number": number,
             "fingerprints": {name: fingerprints(item) for name, item in device.items()},
+            "shapes": {name: shapes(item) for name, item in device.items()},
             "host": sorted(host),
         }
         folder = self.folder / str(number)
@@ -174,10 +173,15 @@ class Checkpoints:
 
         Raises `Damaged` if one of them is not what was saved, ValueError if shapes differ.
         """
-        shapes = jax.tree.map(
+        saved, wanted = self._text(meta.number)["shapes"][name], shapes(like)
+        differ = [p for p in sorted(saved.keys() | wanted) if saved.get(p) != wanted.get(p)]
+        if differ:
+            was, now = saved.get(differ[0], "not there"), wanted.get(differ[0], "not there")
+            raise ValueError(f"{name}/{differ[0]} was {was} and is now {now}")
+        places = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
         )
-        found = ocp.load_checkpointables(self._arrays(meta), {name: shapes})[name]
+        found = ocp.load_checkpointables(self._arrays(meta), {name: places})[name]
         self._check(meta, name, fingerprints(found))
         return found
 
@@ -216,14 +220,13 @@ class Checkpoints:
 
     def _give_up(self, number: int, fault: str) -> None:
         self._given_up.add(number)
-        before = [n for n in self._sealed() if n < number and n not in self._given_up]
+        before = [n for n in self._sealed() if n < number]
         instead = f"looking at {before[-1]}" if before else "there is none before it"
         self._tell(f"{self.folder / str(number)} is damaged: {fault}; {instead}")
 
     def _delete_old(self, newest: int) -> None:
         """All but the newest `keep` whole ones; leftovers of saves that were killed go too."""
-        sealed = [n for n in self._sealed() if n not in self._given_up]
-        for number in set(self._numbers()) - set(sealed[-self._keep :]) - {newest}:
+        for number in set(self._numbers()) - set(self._sealed()[-self._keep :]) - {newest}:
             # Without its seal it is no checkpoint any more, however far the deletion comes.
             (self.folder / str(number) / _SEAL).unlink(missing_ok=True)
             shutil.rmtree(self.folder / str(number))
@@ -261,7 +264,9 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
 
     def _sealed(self) -> list[int]:
-        return [n for n in self._numbers() if (self.folder / str(n) / _SEAL).is_file()]
+        """Those that may be whole: sealed, and not found to be damaged."""
+        found = [n for n in self._numbers() if n not in self._given_up]
+        return [n for n in found if (self.folder / str(n) / _SEAL).is_file()]
 
 
 def _is_host(item: Any) -> bool:

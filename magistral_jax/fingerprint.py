@@ -50,8 +50,18 @@ def _mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
 
 def fingerprints(tree: Any) -> dict[str, str]:
     """Path of each array of a tree -> its checksum, 16 hexadecimal digits."""
-    found = jax.tree_util.tree_leaves_with_path(jax.device_get(_lanes(tree)))
+    found = jax.device_get(_lanes(tree))
+    return {path: "".join(f"{n:08x}" for n in lanes) for path, lanes in _by_path(found)}
+
+
+def shapes(tree: Any) -> dict[str, str]:
+    """Path of each array of a tree -> its type, as "float32[3,4]"."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): "".join(f"{n:08x}" for n in lanes)
-        for path, lanes in found
+        path: f"{np.dtype(x.dtype).name}[{','.join(map(str, x.shape))}]"
+        for path, x in _by_path(tree)
     }
+
+
+def _by_path(tree: Any) -> list[tuple[str, Any]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves]

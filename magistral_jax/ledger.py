@@ -288,10 +288,14 @@ def shares_of(meshes: Mapping[str, Any]) -> dict[str, float]:
 
 def ledger_rows(seconds: Mapping[str, float], tokens: Mapping[str, float]) -> list[list[Any]]:
     """The accounts as rows of a table: bin, device-seconds, their share, tokens, what it is."""
-    total, counted = sum(seconds.values()), sum(tokens.values())
+    total = sum(seconds.values())
     rows = [
-        [bin, round(seconds[bin], 2), f"{seconds[bin] / total:.1%}", tokens.get(bin), what]
+        [bin, round(seconds[bin], 2), f"{seconds[bin] / total:.1%}", _count(tokens, bin), what]
         for bin, what in BINS.items()
         if seconds[bin] or tokens.get(bin)
     ]
-    return [*rows, ["all", round(total, 2), "100.0%", counted, "all there was"]]
+    return [*rows, ["all", round(total, 2), "100.0%", int(sum(tokens.values())), "all there was"]]
+
+
+def _count(tokens: Mapping[str, float], bin: str) -> int | None:
+    return int(tokens[bin]) if bin in tokens else None

@@ -3,9 +3,13 @@
 import asyncio
 import gc
 import logging
+import os
+import random
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +22,18 @@ from jax import P
 from jax.sharding import NamedSharding
 
 import magistral_jax
-from magistral_jax.checkpoint import Checkpoints, Meta, check_identity, only_one_failure
+from magistral_jax.checkpoint import (
+    Checkpoints,
+    Damaged,
+    Meta,
+    _seal,
+    check_identity,
+    only_one_failure,
+)
 from magistral_jax.config import ShapeConfig
 from magistral_jax.model.params import Architecture, Params, abstract, map_specs
 from magistral_jax.model.sharding import TRAINER_RULES, make_mesh, place, shardings
-from magistral_jax.types import Cursor, UserError
+from magistral_jax.types import Stalled, UserError
 
 SHAPE = ShapeConfig(layers=2, width=16, heads=2, kv_heads=2, head_dim=8, ffn=16)
 ARCH = Architecture.from_config(SHAPE, 32)
@@ -49,9 +60,9 @@ def make_state(seed=0, *, fsdp=1, tp=1):
 
 def make_meta(step, **changes):
     values = {
-        "cursor": Cursor(next=7 * step, pending=(3, 5)),
         "identity": {"model width": 16, "data.path": "", "data.heldout_percent": 5.0},
         "notes": {"before": {"accuracy": 0.1 + step, "ci": [0.0, 1.0]}, "counts": {"a": 3.0}},
+        "frontier": {"queue": {"next": 7 * step, "entries": [{"prompt": [3, "id", 5]}]}},
     }
     return Meta(step=step, **{**values, **changes})
 
@@ -68,30 +79,36 @@ def checkpoints(tmp_path):
     return Checkpoints(tmp_path / "run" / "checkpoints", keep=2)
 
 
-def steps_in(checkpoints):
-    return sorted(int(p.name) for p in checkpoints.folder.iterdir() if p.name.isdigit())
+def numbers_in(checkpoints):
+    return sorted(int(p.name) for p in checkpoints.folder.iterdir())
+
+
+def save(checkpoints, meta, state):
+    """A whole checkpoint of one item."""
+    checkpoints.save(meta, {"state": state})
+    checkpoints.settle()
 
 
 def test_what_was_saved_comes_back_bit_for_bit(checkpoints):
     state = make_state(seed=1)
     meta = make_meta(4)
-    checkpoints.save(meta, state)
+    save(checkpoints, meta, state)
     found = checkpoints.latest()
     assert found == meta
-    assert_equal(checkpoints.restore(found, make_state(seed=2)), state)
+    assert_equal(checkpoints.restore(found, "state", make_state(seed=2)), state)
 
 
 @pytest.mark.parametrize(
     "meta",
     [
-        make_meta(1, cursor=Cursor(next=0)),
+        make_meta(1, frontier={}),
         make_meta(1, notes={"before": None, "counts": {}}),
         make_meta(1, identity={"model tie_embeddings": True, "model rope_theta": 1e4, "seed": 3}),
     ],
-    ids=["no position pending", "no evaluation", "an identity of several types"],
+    ids=["no frontier", "no evaluation", "an identity of several types"],
 )
 def test_the_description_keeps_its_types(checkpoints, meta):
-    checkpoints.save(meta, {"w": jnp.ones(2)})
+    save(checkpoints, meta, {"w": jnp.ones(2)})
     found = checkpoints.latest()
     assert found == meta
     assert {k: type(v) for k, v in found.identity.items()} == {
@@ -106,16 +123,16 @@ def test_a_folder_without_a_checkpoint_has_no_newest_and_is_not_made(checkpoints
 
 def test_the_newest_ones_are_kept_and_older_ones_deleted(checkpoints):
     for step in (1, 2, 10):
-        checkpoints.save(make_meta(step), {"w": jnp.full(2, step, jnp.float32)})
-    assert steps_in(checkpoints) == [2, 10]
-    assert checkpoints.latest().step == 10
+        save(checkpoints, make_meta(step), {"w": jnp.full(2, step, jnp.float32)})
+    assert numbers_in(checkpoints) == [1, 2]
+    assert [m.step for m in (checkpoints.latest(), checkpoints._described(1))] == [10, 2]
 
 
 def test_a_state_is_restored_onto_another_mesh(checkpoints):
     state = make_state(fsdp=2, tp=2)
-    checkpoints.save(make_meta(1), state)
+    save(checkpoints, make_meta(1), state)
     like = make_state(seed=9, fsdp=1, tp=2)
-    found = checkpoints.restore(checkpoints.latest(), like)
+    found = checkpoints.restore(checkpoints.latest(), "state", like)
     assert_equal(found, state)
     for array, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(like), strict=True):
         assert array.sharding.is_equivalent_to(wanted.sharding, array.ndim)
@@ -125,7 +142,7 @@ def test_a_state_is_restored_onto_another_mesh(checkpoints):
 
 def test_weights_come_without_the_optimizer_that_was_saved_with_them(checkpoints):
     state = make_state()
-    checkpoints.save(make_meta(1), state)
+    save(checkpoints, make_meta(1), state)
     replicated = NamedSharding(make_mesh(jax.devices(), fsdp=1, tp=1), P())
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state.params
@@ -135,15 +152,16 @@ def test_weights_come_without_the_optimizer_that_was_saved_with_them(checkpoints
 
 
 def test_what_a_killed_save_left_behind_is_not_taken_for_a_checkpoint(checkpoints):
-    checkpoints.save(make_meta(1), {"w": jnp.ones(2)})
-    partial = checkpoints.folder / "2.orbax-checkpoint-tmp"
-    shutil.copytree(checkpoints.folder / "1", partial)
-    (partial / "commit_success.txt").unlink(missing_ok=True)
+    save(checkpoints, make_meta(1), {"w": jnp.ones(2)})
+    shutil.copytree(checkpoints.folder / "0", checkpoints.folder / "1")
+    (checkpoints.folder / "1" / "seal").unlink()
     assert checkpoints.latest() == make_meta(1)
-    checkpoints.save(make_meta(2), {"w": jnp.full(2, 2.0)})
+    save(checkpoints, make_meta(2), {"w": jnp.full(2, 2.0)})
     found = checkpoints.latest()
     assert found == make_meta(2)
-    np.testing.assert_array_equal(checkpoints.restore(found, {"w": jnp.ones(2)})["w"], [2.0, 2.0])
+    restored = checkpoints.restore(found, "state", {"w": jnp.ones(2)})
+    np.testing.assert_array_equal(restored["w"], [2.0, 2.0])
+    assert numbers_in(checkpoints) == [0, 2], "the leftover stays"
 
 
 FULL_DISK = """
@@ -151,19 +169,20 @@ import resource, sys, traceback
 import magistral_jax
 import jax.numpy as jnp
 from magistral_jax.checkpoint import CannotSave, Checkpoints, Meta
-from magistral_jax.types import Cursor
 
 def meta(step):
-    return Meta(step=step, cursor=Cursor(next=step), identity={}, notes={})
+    return Meta(step=step, identity={}, notes={})
 
 def state(step):
     return {f"w{i}": jnp.arange(5000, dtype=jnp.float32) * step for i in range(10)}
 
 checkpoints = Checkpoints(sys.argv[1], keep=1)
-checkpoints.save(meta(1), state(1))
+checkpoints.save(meta(1), {"state": state(1)})
+checkpoints.settle()
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 try:
-    checkpoints.save(meta(2), state(2))
+    checkpoints.save(meta(2), {"state": state(2)})
+    checkpoints.settle()
 except CannotSave as failure:
     print(failure)
 """
@@ -186,7 +205,7 @@ def test_a_save_that_finds_no_room_leaves_the_one_before_it(tmp_path, limit):
     found = checkpoints.latest()
     assert found.step == 1
     like = {f"w{i}": jnp.zeros(5000) for i in range(10)}
-    for array in checkpoints.restore(found, like).values():
+    for array in checkpoints.restore(found, "state", like).values():
         np.testing.assert_array_equal(array, np.arange(5000, dtype=np.float32))
 
 
@@ -238,35 +257,38 @@ def flip(path, bit):
     path.write_bytes(data)
 
 
-def test_every_flipped_bit_is_found_and_the_checkpoint_before_it_used(tmp_path):
+def test_every_flipped_bit_is_found_and_the_checkpoint_before_it_used(checkpoints):
     """A hundred of them, each in a random byte of a random file, seals included."""
-    told = []
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2, tell=told.append)
     for step in (1, 2):
-        checkpoints.save(make_meta(step), make_state(seed=step))
-    folder = tmp_path / "checkpoints"
-    files = [*(p for p in (folder / "2").rglob("*") if p.is_file()), folder / "2.seal"]
+        checkpoints.save(
+            make_meta(step), {"state": make_state(seed=step), "host": {"t": np.arange(9)}}
+        )
+        checkpoints.settle()
+    files = [p for p in (checkpoints.folder / "1").rglob("*") if p.is_file()]
     files = [path for path in files if path.stat().st_size]
-    rng = np.random.default_rng(0)
+    assert {"seal", "meta.json", "host.npz"} <= {path.name for path in files}
+    rng, told = np.random.default_rng(0), []
     for n in range(100):
         path = files[n % len(files)]
         bit = int(rng.integers(8 * path.stat().st_size))
         flip(path, bit)
-        assert checkpoints.latest() == make_meta(1), f"bit {bit} of {path}"
+        found = Checkpoints(checkpoints.folder, keep=2, tell=told.append).latest()
+        assert found == make_meta(1), f"bit {bit} of {path}"
         flip(path, bit)
     assert len(told) == 100
-    assert all(f"{folder / '2'} is damaged" in t and "looking at step 1" in t for t in told)
-    assert checkpoints.latest() == make_meta(2)
-    assert_equal(checkpoints.restore(make_meta(2), make_state(seed=3)), make_state(seed=2))
+    assert all(f"{checkpoints.folder / '1'} is damaged" in t and "looking at 0" in t for t in told)
+    found = checkpoints.latest()
+    assert found == make_meta(2)
+    assert_equal(checkpoints.restore(found, "state", make_state(seed=3)), make_state(seed=2))
 
 
-@pytest.mark.parametrize("name", ["2.seal", "2/state"])
+@pytest.mark.parametrize("name", ["seal", "meta.json", "arrays"])
 def test_a_checkpoint_that_lacks_a_part_is_passed_over(tmp_path, name):
     told = []
     checkpoints = Checkpoints(tmp_path, keep=2, tell=told.append)
     for step in (1, 2):
-        checkpoints.save(make_meta(step), {"w": jnp.ones(3)})
-    path = tmp_path / name
+        save(checkpoints, make_meta(step), {"w": jnp.ones(3)})
+    path = tmp_path / "1" / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert checkpoints.latest() == make_meta(1) and len(told) == 1
 
@@ -274,17 +296,128 @@ def test_a_checkpoint_that_lacks_a_part_is_passed_over(tmp_path, name):
 def test_where_all_are_damaged_there_is_none(tmp_path):
     told = []
     checkpoints = Checkpoints(tmp_path, keep=2, tell=told.append)
-    checkpoints.save(make_meta(1), {"w": jnp.ones(3)})
-    flip(tmp_path / "1.seal", 7)
+    save(checkpoints, make_meta(1), {"w": jnp.ones(3)})
+    flip(tmp_path / "0" / "seal", 7)
     assert checkpoints.latest() is None
-    assert told == [f"{tmp_path / '1'} is damaged: its seal is; there is none before it"]
+    assert told == [f"{tmp_path / '0'} is damaged: its seal is; there is none before it"]
 
 
-def test_a_run_that_went_back_saves_over_what_was_damaged(tmp_path):
+def test_a_run_that_went_back_gives_up_what_came_after(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2, tell=lambda _: None)
     for step in (1, 4):
-        checkpoints.save(make_meta(step), {"w": jnp.full(2, step)})
-    flip(tmp_path / "4.seal", 0)
-    checkpoints.save(make_meta(2), {"w": jnp.full(2, 2)})
+        save(checkpoints, make_meta(step), {"w": jnp.full(2, step)})
+    flip(tmp_path / "1" / "meta.json", 0)
+    assert checkpoints.latest() == make_meta(1)
+    save(checkpoints, make_meta(2), {"w": jnp.full(2, 2)})
     assert checkpoints.latest() == make_meta(2)
-    assert sorted(p.name for p in tmp_path.glob("*.seal")) == ["1.seal", "2.seal"]
+    assert numbers_in(checkpoints) == [0, 2]
+
+
+def test_arrays_that_are_not_those_that_were_meant_are_damage_though_the_files_are_whole(
+    checkpoints,
+):
+    """As if orbax had read or written something else: the seal is right, the arrays are not."""
+    state, other = make_state(seed=1), make_state(seed=1)
+    other.params["embed"] = other.params["embed"] * np.float32(1.0000001)
+    for step, saved in ((1, state), (2, state), (3, other)):
+        save(checkpoints, make_meta(step), saved)
+    shutil.rmtree(checkpoints.folder / "1" / "arrays")
+    shutil.copytree(checkpoints.folder / "2" / "arrays", checkpoints.folder / "1" / "arrays")
+    shutil.rmtree(checkpoints.folder / "2")
+    _seal(checkpoints.folder / "1")
+    found = checkpoints.latest()
+    assert found.step == 2
+    with pytest.raises(Damaged, match="state/params/embed and 0 more"):
+        checkpoints.restore(found, "state", state)
+    with pytest.raises(Damaged, match="state/params/embed and 0 more"):
+        checkpoints.restore_params(found, state.params)
+    told = []
+    checkpoints._tell = told.append
+    checkpoints.pass_over(found, "it differs")
+    assert checkpoints.latest() is None
+    assert "it differs" in told[0]
+
+
+def test_what_is_saved_is_what_was_there_though_the_next_step_takes_the_buffers(checkpoints):
+    step = jax.jit(lambda tree: jax.tree.map(lambda x: x * 2 + 1, tree), donate_argnums=0)
+    state = {f"w{i}": jnp.full((200, 200), float(i)) for i in range(20)}
+    for number in range(1, 9):
+        expected = jax.tree.map(np.array, state)
+        checkpoints.save(make_meta(number), {"state": state})
+        state = step(state)
+        jax.block_until_ready(state)
+        checkpoints.settle()
+        assert_equal(checkpoints.restore(checkpoints.latest(), "state", state), expected)
+
+
+def test_items_of_devices_and_of_the_host_come_back_by_name(checkpoints):
+    decode = {
+        "tokens": jnp.arange(4),
+        "active": jnp.array([True, False]),
+        "b": jnp.ones(3, "bfloat16"),
+    }
+    host = {"none": np.zeros(0, np.int32), "flags": np.array([True, False]), "x": np.ones(2)}
+    checkpoints.save(make_meta(1), {"state": {"w": jnp.ones(2)}, "decode": decode, "host": host})
+    checkpoints.settle()
+    found = checkpoints.latest()
+    assert [checkpoints.has(found, n) for n in ("decode", "host", "other")] == [True, True, False]
+    assert_equal(checkpoints.restore(found, "decode", decode), decode)
+    assert_equal(checkpoints.restore_host(found, "host"), host)
+    with pytest.raises(ValueError, match=r"decode/tokens was int32\[4\] and is now int32\[5\]"):
+        checkpoints.restore(found, "decode", {**decode, "tokens": jnp.arange(5)})
+
+
+def test_who_waits_for_a_writer_that_hangs_says_so(tmp_path, monkeypatch):
+    go_on = threading.Event()
+    monkeypatch.setattr("magistral_jax.checkpoint._seal", lambda folder: go_on.wait(30))
+    checkpoints = Checkpoints(tmp_path, keep=2, stall_s=0.3)
+    checkpoints.save(make_meta(7), {"state": {"w": jnp.ones(2)}})
+    step, seconds, thread = checkpoints.saving
+    assert (step, thread) == (7, checkpoints._writer.ident) and 0 <= seconds < 10
+    with pytest.raises(Stalled, match="for the checkpoint writer, which writes step 7"):
+        checkpoints.settle()
+    go_on.set()
+    checkpoints._writer.join()
+    assert checkpoints.saving is None
+
+
+KILLED = """
+import sys
+import magistral_jax
+import jax.numpy as jnp, numpy as np
+from magistral_jax.checkpoint import Checkpoints, Meta
+
+checkpoints = Checkpoints(sys.argv[1], keep=2)
+found = checkpoints.latest()
+like = {f"w{i}": jnp.zeros(2000) for i in range(8)}
+step = 0
+if found is not None:
+    step = found.step
+    state = checkpoints.restore(found, "state", like)
+    assert all((np.asarray(x) == step).all() for x in state.values()), step
+    assert checkpoints.restore_host(found, "host")["step"] == step
+print("from", step, flush=True)
+while True:
+    step += 1
+    state = {name: jnp.full(2000, step, jnp.float32) for name in like}
+    meta = Meta(step=step, identity={}, notes={})
+    checkpoints.save(meta, {"state": state, "host": {"step": np.array(step)}})
+"""
+
+
+def test_a_process_killed_amid_its_saves_finds_a_whole_one_each_time(tmp_path):
+    chance, reached = random.Random(0), []
+    for _ in range(8):
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(tmp_path / "checkpoints")],
+            cwd=Path(magistral_jax.__file__).parents[1],
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        with process:
+            reached.append(int(process.stdout.readline().removeprefix("from ")))
+            time.sleep(chance.uniform(0.05, 0.6))
+            process.kill()
+    assert reached == sorted(set(reached)), "a kill lost what a kill before had not"

@@ -84,7 +84,10 @@ class Clockwork:
         """As `Generation.picture`, with the clock."""
         found = self._generation.picture(frontier=True, report=report)
         assert found.frontier is not None
-        due = tuple((tick, c.group, c.index) for tick, (_, c, _) in self._due)
+        # Prompts set aside are in no frontier, nor are the verdicts still to come of them.
+        known = {(c.group, c.index) for _, c in self._rooms.backlog.unjudged()}
+        awaited = [(tick, c.group, c.index) for tick, (_, c, _) in self._due]
+        due = tuple(one for one in awaited if one[1:] in known)
         return replace(found, frontier=replace(found.frontier, tick=self._tick, due=due))
 
     def _learn(self, groups: Sequence[Group], version: int) -> Snapshot:
@@ -113,7 +116,8 @@ class Clockwork:
     def _consume_verdicts(self) -> None:
         while self._due and self._due[0][0] <= self._tick:
             _, (prompt, completion, waiting) = self._due.popleft()
-            settle(self._rooms, completion, verdict_of(waiting, prompt, self._config.stall_s))
+            verdict = verdict_of(self._rooms, waiting, prompt, self._config.stall_s)
+            settle(self._rooms, completion, verdict)
 
     def _skip(self) -> None:
         """Nothing to decode: to the tick before the next event."""

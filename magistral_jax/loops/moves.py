@@ -197,9 +197,10 @@ def settle(rooms: Rooms, completion: Completion, verdict: Verdict) -> None:
         rooms.ledger.fate("uniform", sum(tokens_by_place) - errored)
 
 
-def verdict_of(waiting: Future[Verdict], prompt: Prompt, stall_s: float) -> Verdict:
+def verdict_of(rooms: Rooms, waiting: Future[Verdict], prompt: Prompt, stall_s: float) -> Verdict:
     """The verdict, or what its check raised; `Stalled` if it does not come."""
-    done, _ = wait([waiting], timeout=stall_s)
+    with rooms.ledger.doing(GENERATOR, "wait_verifier", f"a verdict on group {prompt.group}"):
+        done, _ = wait([waiting], timeout=stall_s)
     if not done:
         raise Stalled(f"trainer waited {stall_s:g} s for a verdict on group {prompt.group}")
     return waiting.result()

@@ -15,7 +15,7 @@ def run_sync(config: RunConfig, rooms: Rooms, *, start: int = 0) -> None:
     generation = Generation(config, rooms)
     rooms.ledger.phase("wait_batch", TRAINER)
     for prompt, completion in rooms.backlog.unjudged():  # of a run that was stopped amid a step
-        verdict = verdict_of(rooms.judge(prompt, completion), prompt, config.stall_s)
+        verdict = verdict_of(rooms, rooms.judge(prompt, completion), prompt, config.stall_s)
         settle(rooms, completion, verdict)
     for version in range(start, config.trainer.steps):
         while not rooms.backlog.is_batch_ready:
@@ -27,7 +27,8 @@ def run_sync(config: RunConfig, rooms: Rooms, *, start: int = 0) -> None:
                 handed += generation.decode()
                 generation.admit()
             for prompt, completion, waiting in handed:
-                settle(rooms, completion, verdict_of(waiting, prompt, config.stall_s))
+                verdict = verdict_of(rooms, waiting, prompt, config.stall_s)
+                settle(rooms, completion, verdict)
         groups = rooms.backlog.take_batch()
         if groups is None:  # stopped
             return
