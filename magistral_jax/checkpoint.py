@@ -222,7 +222,7 @@ class Checkpoints:
         self._given_up.add(number)
         before = [n for n in self._sealed() if n < number]
         instead = f"looking at {before[-1]}" if before else "there is none before it"
-        self._tell(f"{self.folder / str(number)} is damaged: {fault}; {instead}")
+        self._tell(f"{self.folder / str(number)} {fault}; {instead}")
 
     def _delete_old(self, newest: int) -> None:
         """All but the newest `keep` whole ones; leftovers of saves that were killed go too."""
@@ -251,12 +251,12 @@ class Checkpoints:
         try:
             head, _, text = (folder / _SEAL).read_bytes().partition(b"\n")
         except FileNotFoundError:
-            return "it has no seal, so saving it was interrupted"
+            return "was not finished when its process ended"
         if head.decode("ascii", "replace") != _digest(text):
-            return "its seal is"
+            return "is damaged: its seal is"
         sealed, found = json.loads(text), _digests(folder)
         changed = sorted(n for n in sealed.keys() | found if sealed.get(n) != found.get(n))
-        return f"{', '.join(changed[:3])} changed since it was saved" if changed else ""
+        return f"is damaged: {', '.join(changed[:3])} changed since" if changed else ""
 
     def _numbers(self) -> list[int]:
         if not self.folder.is_dir():

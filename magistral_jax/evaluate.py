@@ -1,9 +1,9 @@
 """pass@1 over n samples of held-out problems, with an interval that treats problems as clusters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -54,6 +54,21 @@ def evaluate(
     ]
     judged = [tuple(v.result(timeout=timeout_s) for v in verdicts) for verdicts in waiting]
     return summarise(answered, judged), list(zip(answered, judged, strict=True))
+
+
+def compared(before: Mapping[str, Any], after: Evaluation) -> dict[str, Any]:
+    """Two evaluations under the names of summary.json; the first as a checkpoint holds it."""
+    return {
+        "accuracy_before": before["accuracy"],
+        "accuracy_after": after.accuracy,
+        "accuracy_before_ci95": list(before["accuracy_ci95"]),
+        "accuracy_after_ci95": list(after.accuracy_ci95),
+        "heldout_problems": after.problems,
+        "format_before": before["format"],
+        "format_after": after.format,
+        "length_before": before["length"],
+        "length_after": after.length,
+    }
 
 
 def summarise(

@@ -1,5 +1,6 @@
 """One run from its config to its summary: warm-up, measure, reinforce, measure again."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -7,11 +8,13 @@ from threading import Lock
 from time import monotonic
 from typing import Any
 
+import jax
+
 from magistral_jax.build import Run, restored
 from magistral_jax.checkpoint import Checkpoints, Damaged, Meta, check_identity
 from magistral_jax.config import RunConfig
 from magistral_jax.console import Console, table
-from magistral_jax.evaluate import Evaluation, evaluate
+from magistral_jax.evaluate import Evaluation, compared, evaluate
 from magistral_jax.frontier import packed, unpacked
 from magistral_jax.ledger import GENERATOR, TRAINER, Activity, ledger_rows
 from magistral_jax.loops.asynchronous import run_async
@@ -64,10 +67,19 @@ def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
             (folder / "config.toml").write_text(dump(config), encoding="utf-8")
             if run.sandbox:
                 console.phase(run.sandbox)
+            keep_compiled(folder / "compiled")
             session = Session(config, run, record, console, checkpoints, folder, began)
             return session.play(saved, resume=resume)
     finally:
         run.close()
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keep what is compiled, so that a resume need not compile it again; unless the user keeps it
+    in a place of their own (JAX_COMPILATION_CACHE_DIR)."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def check_data(run: Run) -> None:
@@ -125,16 +137,14 @@ class Session:
                 raise Stalled(f"{stall} (all stacks: {stacks})") from stall
 
     def _play(self, saved: Meta | None) -> int:
-        if saved is not None:
-            trainer, meta = self._from_checkpoint(saved)
-        else:
-            trainer, meta = self._from_scratch()
+        trainer, meta = self._from_checkpoint(saved) if saved else self._from_scratch()
         snapshot = self.run.published(trainer.params, meta.step)
         self.trainer, self.meta, self.step = trainer, meta, meta.step
         if saved is None:
             before = self._evaluate(snapshot, "before")
             self.meta = replace(meta, notes={"before": asdict(before) if before else None})
-            self._save(Frontier(accounts=self._accounts()))
+            accounts = {**self.run.ledger.saved(), "lengths": self.run.tally.lengths.saved()}
+            self._save(Frontier(accounts=accounts))
         setup_s = monotonic() - self.began
         self.counts |= self.meta.notes.get("counts", {})
         code = self._reinforce(snapshot)
@@ -172,7 +182,7 @@ class Session:
                 restored(trainer, self.checkpoints.restore(found, "state", trainer.state))
                 self.arrays = self.checkpoints.restore_host(found, "host")
             except Damaged as damage:
-                self.checkpoints.pass_over(found, str(damage))
+                self.checkpoints.pass_over(found, f"is damaged: {damage}")
                 found = self.checkpoints.latest()
                 continue
             self.record.go_back(found.step)
@@ -210,6 +220,7 @@ class Session:
             on_step=self._on_step,
             waiting=self.console.waiting,
         )
+        rooms = replace(rooms, push=partial(self._push, rooms.push))
         self.run.ledger.phase("idle")
         self.step_began, self.checkpoint_s = monotonic(), 0.0
         if config.deterministic and config.mode == "async":
@@ -233,6 +244,13 @@ class Session:
             f"stopped by {self.stop.reason} after step {self.step}; go on with --resume"
         )
         return STOPPED
+
+    def _push(self, push: Callable[[int], Snapshot], version: int) -> Snapshot:
+        self.pulse.write(pushing=1)
+        try:
+            return push(version)
+        finally:
+            self.pulse.write(pushing=0)
 
     def _wants_frontier(self, step: int) -> bool:
         return step == self.config.trainer.steps or step % self.config.checkpoint.every == 0
@@ -341,13 +359,10 @@ class Session:
                 tokens=max(0.0, float(past.tokens) - known["tokens"].get("sampled", 0.0)),
             )
         self.pulse = Pulse(self.folder)
-        # What was lost before is in it, or a kill before the next checkpoint would lose count of it.
+        # With what was lost before: a kill before the next checkpoint must not lose count of it.
         sampled = ledger.saved()["tokens"]["sampled"]
         self.pulse.write(step=saved.step if saved else 0, tokens=sampled, device_s=ledger.device_s)
         ledger.listen(lambda tokens: self.pulse.write(tokens=tokens))
-
-    def _accounts(self) -> dict[str, Any]:
-        return {**self.run.ledger.saved(), "lengths": self.run.tally.lengths.saved()}
 
     def _beat(self) -> None:
         self.pulse.write(device_s=self.run.ledger.device_s, saving=self.checkpoints.is_saving)
@@ -376,17 +391,7 @@ class Session:
         if self.run.sandbox:
             summary["sandbox"] = self.run.sandbox
         if before is not None and after is not None:
-            summary |= {
-                "accuracy_before": before["accuracy"],
-                "accuracy_after": after.accuracy,
-                "accuracy_before_ci95": list(before["accuracy_ci95"]),
-                "accuracy_after_ci95": list(after.accuracy_ci95),
-                "heldout_problems": after.problems,
-                "format_before": before["format"],
-                "format_after": after.format,
-                "length_before": before["length"],
-                "length_after": after.length,
-            }
+            summary |= compared(before, after)
         self.record.summary(summary)
         columns = ["bin", "device s", "share", "tokens", "what"]
         rows = ledger_rows(seconds, tokens)

@@ -22,8 +22,9 @@ POLL_S = 0.002
 # How long a run that failed lets its generator finish a decode step, and how much longer than the
 # trainer the generator waits: the trainer can tell which group it misses.
 GRACE_S = 1.0
-# How long the trainer waits for a batch before it looks again at what it waits for.
-LOOK_S = 0.1
+# How long the trainer waits for a batch before it looks again at who it waits for: the account of
+# its waits is as fine as this.
+LOOK_S = 0.005
 
 
 def run_async(config: RunConfig, rooms: Rooms, *, start: int = 0) -> None:

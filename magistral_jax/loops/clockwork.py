@@ -44,9 +44,13 @@ class Clockwork:
         self._update: _Update | None = None
         self._stopped = False
         unjudged = {(c.group, c.index): (p, c) for p, c in rooms.backlog.unjudged()}
+        awaited = [(tick, (group, index)) for tick, group, index in frontier.due]
+        keys = {key for _, key in awaited}
+        # A run that was stopped in another mode awaits verdicts at no tick.
+        awaited = [(self._tick, key) for key in unjudged if key not in keys] + awaited
         self._due: deque[tuple[int, Handed]] = deque()
-        for tick, group, index in frontier.due:
-            prompt, completion = unjudged[group, index]
+        for tick, key in awaited:
+            prompt, completion = unjudged[key]
             self._due.append((tick, (prompt, completion, rooms.judge(prompt, completion))))
 
     def run(self, *, start: int) -> None:

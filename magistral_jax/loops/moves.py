@@ -49,7 +49,7 @@ class Generation:
 
     def __init__(self, config: RunConfig, rooms: Rooms) -> None:
         self._config, self._rooms = config, rooms
-        self._failures = 0
+        self._failures = self._set_aside = 0
         self._failed_on: int | None = None
 
     def admit(self) -> bool:
@@ -76,7 +76,7 @@ class Generation:
         except Exception as failure:
             self._recover(failure)
             return []
-        self._failures = 0
+        self._failures = self._set_aside = 0
         active = generator.num_active + len(finished)
         rooms.ledger.sampled(active)
         empty = max(0.0, 1 - active / self._config.generator.in_flight)
@@ -158,10 +158,11 @@ class Generation:
         tokens. A prompt that fails twice is given up."""
         rooms, generator = self._rooms, self._rooms.generator
         self._failures += 1
-        if self._failures > RESTARTS:
+        # Several prompts in a row: it is not the prompts.
+        if self._failures > RESTARTS or self._set_aside >= RESTARTS:
             raise RunFailed(
-                f"the generator failed {self._failures} times without a decode step in between, "
-                f"the last time with {brief(failure)}"
+                f"the generator failed {self._failures + 2 * self._set_aside} times without a "
+                f"decode step in between, the last time with {brief(failure)}"
             ) from failure
         at, placing = "", generator.placing
         if placing is not None:
@@ -170,7 +171,7 @@ class Generation:
                 generator.cancel(placing.group)
                 rooms.backlog.set_aside(placing.group)
                 rooms.on_failure("prompts", f"prompt {placing.problem.id!r} is set aside")
-                self._failures = 0
+                self._failures, self._set_aside = 0, self._set_aside + 1
             self._failed_on = placing.group
         count = generator.num_active
         # Newer weights, if there are any, come at the next swap, before the next step.

@@ -164,3 +164,25 @@ def test_a_late_update_is_waited_for_at_its_tick(whole):
     late = make_script(timing="slow decoding", push_delay=lambda: 0.05).play(Clockwork)
     assert time.monotonic() - began > 0.05 * STEPS
     assert_same(seen(late), seen(whole))
+
+
+def test_a_verdict_to_come_of_a_prompt_set_aside_is_in_no_frontier():
+    # Group 1: one completion is with the verifier when the other cannot be placed.
+    placed = []
+
+    def place(prompt):
+        placed.append(prompt.group)
+        if prompt.group == 1 and placed.count(1) > 1:
+            raise Broken
+
+    config = make_config(steps=4, in_flight=3, kv="save", deterministic_steps=6)
+    script = Script(config, length=lambda g, i: 1 if g == 1 else 4, place=place)
+
+    def on_failure(kind, message):
+        if kind == "prompts":
+            script.clock.stop()
+
+    script.play(Clockwork, on_failure=on_failure)
+    assert script.at_stop.due == () and script.rows == []
+    after = script.resumed(script.at_stop, 0).play(Clockwork)
+    assert after.trained == [0, *range(2, 9)]

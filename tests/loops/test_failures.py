@@ -7,8 +7,6 @@ from collections import Counter
 
 import pytest
 
-from magistral_jax.loops.asynchronous import run_async
-from magistral_jax.loops.clockwork import Clockwork
 from magistral_jax.loops.moves import PUSHES, RESTARTS
 from magistral_jax.loops.sync import run_sync
 from magistral_jax.types import RunFailed, UserError
@@ -107,7 +105,18 @@ def test_a_prompt_with_which_the_generator_always_fails_is_set_aside(loop):
     assert not {3, 9, 15} & set(positions(script.judged))
 
 
-@pytest.mark.parametrize("loop", [run_sync, run_async, Clockwork])
+@ALL_LOOPS
+def test_a_generator_that_fails_with_every_prompt_ends_the_run(loop):
+    def place(prompt):
+        raise Broken
+
+    script = Script(make_config(), place=place)
+    with pytest.raises(RunFailed, match=r"^the generator failed 7 times .* Broken: Broken$"):
+        script.play(loop)
+    assert kinds(script).count("prompts") == RESTARTS
+
+
+@ALL_LOOPS
 def test_what_was_sampled_of_a_prompt_that_is_set_aside_is_left_behind(loop):
     # Its first completion has a slot, is done and with the verifier when the second one fails.
     placed = Counter()
@@ -253,7 +262,11 @@ def test_data_that_teach_nothing_are_the_users_to_change(loop):
         script.play(loop)
     found = re.search(r"\((\d+) all wrong, (\d+) all right, (\d+) checks failed\)", str(told.value))
     assert found, told.value
-    assert sum(int(count) for count in found.groups()) == 64 * script.config.groups_per_batch
+    dropped = positions(script.backlog.report())
+    assert [int(count) for count in found.groups()] == [
+        sum(group % 3 == kind for group in dropped) for kind in rewards
+    ]
+    assert len(dropped) == 64 * script.config.groups_per_batch
     assert "Choose problems the model solves sometimes" in str(told.value)
     assert script.batches == []
 

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from magistral_jax.loops.asynchronous import run_async
+from magistral_jax.loops.clockwork import Clockwork
 from magistral_jax.loops.sync import run_sync
 from magistral_jax.types import OpenGroup
 
@@ -103,7 +104,7 @@ def stopped_at(loop, seed, decode_steps):
 
     def decode():
         if script.generator.num_steps == decode_steps:
-            script.backlog.stop()
+            (script.clock if loop is Clockwork else script.backlog).stop()
         return delay()
 
     script.decode_delay = decode
@@ -123,6 +124,19 @@ def test_a_run_goes_on_from_a_stop(loop, decode_steps):
     counted = sum(row.values["dispatched"] for row in before.rows + after.rows)
     counted += after.tally.drain()[0].get("dispatched", 0)
     assert counted == after.prompts.next_position
+
+
+@pytest.mark.parametrize("then", [run_sync, run_async, Clockwork])
+@pytest.mark.parametrize("first", [run_async, Clockwork])
+def test_a_run_goes_on_in_another_mode(first, then):
+    # Verdicts are awaited at the stop: whoever goes on has them made.
+    before = stopped_at(first, 3, 20)
+    in_queue = [e for e in before.at_stop.queue.entries if isinstance(e, OpenGroup)]
+    assert any(set(e.completions) - set(e.verdicts) for e in in_queue)
+    step = len(before.rows)
+    after = before.resumed(before.at_stop, step)
+    after.decode_delay = make_script(0).decode_delay
+    check_went_on(before, after.play(then), step)
 
 
 def test_tokens_of_a_sequence_that_was_stopped_are_kept():
