@@ -93,9 +93,6 @@ class GeneratorConfig:
     """Evaluation only: sample from the smallest set of this mass. Training refuses it."""
     kv_on_update: Literal["keep", "recompute"] = "keep"
     """New weights: continue on the stale KV cache (the paper), or prefill it again."""
-    update_at: Literal["step", "batch"] = "step"
-    """New weights are applied between two decode steps (the paper), or, with "batch", when
-    no sequence is in flight: then max_lag = 0 reproduces the synchronous loop exactly."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from threading import Lock
+from typing import Any
 
 from magistral_jax.types import Group
 
@@ -11,48 +12,56 @@ QUARTERS = (1, 2, 3, 4)
 
 
 class Lengths:
-    """Completions of groups worth training on, counted by length: sampled ones and trained ones."""
+    """Completions trained on, counted by length; and those of them that were overtaken: a group
+    dispatched later was trained on in an earlier batch."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._sampled: Counter[int] = Counter()
         self._trained: Counter[int] = Counter()
-
-    def sampled(self, group: Group) -> None:
-        """A judged group that is kept."""
-        with self._lock:
-            self._sampled.update(len(c.tokens) for c in group.completions)
+        self._overtaken: Counter[int] = Counter()
+        self._newest = -1
+        """The last dispatched of the groups trained on."""
 
     def trained(self, groups: Sequence[Group]) -> None:
+        """The next batch."""
         with self._lock:
-            self._trained.update(len(c.tokens) for g in groups for c in g.completions)
+            for group in groups:
+                lengths = [len(c.tokens) for c in group.completions]
+                self._trained.update(lengths)
+                if group.group < self._newest:
+                    self._overtaken.update(lengths)
+            self._newest = max(self._newest, *(group.group for group in groups))
 
     def shares(self) -> dict[str, float]:
-        """Of the completions in each quarter of the sampled lengths, the share trained on so far.
+        """Of the completions trained on so far, in each quarter of their lengths, the share that
+        came in its turn: 1 everywhere in the order of dispatch.
 
-        Training in the order of finishing would leave the longest quarter behind the others.
+        Training in the order of finishing would make the long ones come late, nearly all of them.
         """
         with self._lock:
-            sampled, trained = Counter(self._sampled), Counter(self._trained)
-        lengths = sorted(sampled)
-        total = sampled.total()
-        below = dict(zip(lengths, accumulate(sampled[n] for n in lengths), strict=True))
+            trained, overtaken = Counter(self._trained), Counter(self._overtaken)
+        lengths = sorted(trained)
+        total = trained.total()
+        below = dict(zip(lengths, accumulate(trained[n] for n in lengths), strict=True))
         # A length belongs to the quarter in which the middle one of its completions lies.
-        quarter = {n: 1 + min(3, int(4 * (below[n] - sampled[n] / 2) / total)) for n in lengths}
+        quarter = {n: 1 + min(3, int(4 * (below[n] - trained[n] / 2) / total)) for n in lengths}
         shares = {}
         for q in QUARTERS:
             inside = [n for n in lengths if quarter[n] == q]
             if inside:
-                count = sum(sampled[n] for n in inside)
-                shares[f"length/trained_q{q}"] = sum(trained[n] for n in inside) / count
+                count = sum(trained[n] for n in inside)
+                late = sum(overtaken[n] for n in inside)
+                shares[f"length/in_turn_q{q}"] = 1 - late / count
         return shares
 
-    def saved(self) -> dict[str, list[list[int]]]:
+    def saved(self) -> dict[str, Any]:
         with self._lock:
-            counts = {"sampled": self._sampled, "trained": self._trained}
-            return {name: sorted([n, k] for n, k in c.items()) for name, c in counts.items()}
+            counts = {"trained": self._trained, "overtaken": self._overtaken}
+            listed = {name: sorted([n, k] for n, k in c.items()) for name, c in counts.items()}
+            return {**listed, "newest": self._newest}
 
-    def restore(self, saved: Mapping[str, Sequence[Sequence[int]]]) -> None:
+    def restore(self, saved: Mapping[str, Any]) -> None:
         with self._lock:
-            self._sampled = Counter({n: k for n, k in saved["sampled"]})
             self._trained = Counter({n: k for n, k in saved["trained"]})
+            self._overtaken = Counter({n: k for n, k in saved["overtaken"]})
+            self._newest = saved["newest"]

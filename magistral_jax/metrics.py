@@ -60,8 +60,8 @@ GLOSSARY: dict[str, str] = {
     "length/max": "Longest completion, in tokens.",
     "length/truncated": "Share of completions cut at generator.max_tokens, 0 to 1.",
     **{
-        f"length/trained_q{q}": f"Of all completions kept so far whose length lies in quarter {q} "
-        "of their lengths, the share trained on: equal in all quarters, or there is a length bias."
+        f"length/in_turn_q{q}": f"Of the completions trained on so far with a length in quarter "
+        f"{q} of their lengths, the share before which no group dispatched later came: 1 in each."
         for q in (1, 2, 3, 4)
     },
     "generator/tokens_per_s": "Tokens sampled per second of the step's wall time.",

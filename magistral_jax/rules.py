@@ -129,11 +129,6 @@ def _generator_rules(c: RunConfig) -> list[Rule]:
             "0 and 1.",
         ),
         (
-            g.update_at == "batch" and c.batch.max_lag > 0,
-            f"generator.update_at is 'batch' and batch.max_lag is {c.batch.max_lag}: updates "
-            "wait for an empty generator, which only batch.max_lag = 0 brings about.",
-        ),
-        (
             c.soft_tokens > g.max_tokens,
             f"verifier.soft_tokens ({c.soft_tokens}) is over generator.max_tokens "
             f"({g.max_tokens}), "
@@ -260,10 +255,5 @@ def _resume_rules(c: RunConfig) -> list[Rule]:
             c.deterministic and c.checkpoint.kv != "save",
             f"deterministic is true and checkpoint.kv is {c.checkpoint.kv!r}: a cache computed "
             'anew differs in its last bits. Set checkpoint.kv = "save".',
-        ),
-        (
-            c.deterministic and c.generator.update_at != "step",
-            f"deterministic is true and generator.update_at is {c.generator.update_at!r}: updates "
-            'are applied at fixed decode steps. Set generator.update_at = "step".',
         ),
     ]

@@ -134,7 +134,7 @@ class Session:
                 return STOPPED
             except Stalled as stall:
                 stacks = dump_stacks(self.folder)
-                raise Stalled(f"{stall} (all stacks: {stacks})") from stall
+                raise Stalled(f"{stall}\n  {watch.describe()}\n  all stacks: {stacks}") from stall
 
     def _play(self, saved: Meta | None) -> int:
         trainer, meta = self._from_checkpoint(saved) if saved else self._from_scratch()

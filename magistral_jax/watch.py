@@ -106,6 +106,16 @@ class Watch:
         if stacks.stat().st_size == 0:
             stacks.unlink()
 
+    def describe(self) -> str:
+        """Who is at what, and where in the code the one is that has been at work for longest."""
+        activities = [*self._ledger.activities(), *self._others()]
+        at_work = [a for a in activities if not a.is_wait]
+        lines = [_said(a) for a in activities]
+        if at_work:
+            worst = max(at_work, key=lambda a: a.seconds)
+            lines.append(f"{worst.owner} is in {innermost(worst.thread) or 'no thread'}")
+        return "\n  ".join(lines)
+
     def _look(self) -> None:
         every_s = min(1.0, self._stall_s / 8, self._grace_s / 8)
         # Should something hold the interpreter itself, this thread stands still with the others:
@@ -127,12 +137,11 @@ class Watch:
         stuck = [a for a in activities if not a.is_wait and a.seconds > self._stall_s]
         if stuck:
             worst = max(stuck, key=lambda a: a.seconds)
-            others = [a for a in activities if a is not worst]
-            self._end(f"{_said(worst)} (stall_s is {self._stall_s:g})", worst.thread, others)
+            self._end(f"{_said(worst)} (stall_s is {self._stall_s:g})")
         elif self._ledger.still_s > self._stall_s + 2 * _SLACK_S:
             main = threading.main_thread().ident or 0
-            headline = f"nothing has moved for {self._ledger.still_s:.3g} s"
-            self._end(headline, main, activities)
+            still = f"nothing has moved for {self._ledger.still_s:.3g} s"
+            self._end(f"{still}; the main thread is in {innermost(main)}")
         elif self._stop and monotonic() - self._stop.since > self._grace_s:
             self._dump()
             what = "; ".join(_said(a) for a in activities) or "the end of the run"
@@ -142,11 +151,11 @@ class Watch:
             )
             self._exit(STOPPED)
 
-    def _end(self, headline: str, thread: int, others: list[Activity]) -> None:
+    def _end(self, headline: str) -> None:
         path = self._dump()
-        lines = [f"stalled: {headline}", *(f"  {_said(a)}" for a in others)]
-        lines += [f"  it is at {at}"] if (at := innermost(thread)) else []
-        self._say("\n".join([*lines, f"  all stacks: {path}. Go on with --resume."]))
+        self._say(
+            f"stalled: {headline}\n  {self.describe()}\n  all stacks: {path}. Go on with --resume."
+        )
         self._exit(STALLED)
 
     def _dump(self) -> Path:

@@ -40,7 +40,7 @@ CONFIG = RunConfig(
     model=ModelConfig(shape=SHAPE),
     data=DataConfig(digits=2, max_prompt_tokens=12, heldout_percent=20.0),
     # Fewer slots than a batch has completions: sequences are queued, and slots are reused.
-    generator=GeneratorConfig(group_size=4, in_flight=12, max_tokens=20, update_at="batch"),
+    generator=GeneratorConfig(group_size=4, in_flight=12, max_tokens=20),
     batch=BatchConfig(completions=16, minibatch=8, max_lag=0, row_tokens=64, rows=4),
     trainer=TrainerConfig(steps=5, learning_rate=3e-3, remat=False),
     eval=EvalConfig(problems=0),
@@ -112,12 +112,11 @@ def assert_bit_equal(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-@pytest.mark.parametrize("minibatch, update_at", [(0, "batch"), (8, "batch"), (8, "step")], ids=str)
-def test_async_without_lag_reproduces_sync_exactly(player, minibatch, update_at):
+@pytest.mark.parametrize("minibatch", [0, 8])
+def test_async_without_lag_reproduces_sync_exactly(player, minibatch):
     config = replace(
         CONFIG,
         batch=replace(CONFIG.batch, minibatch=minibatch),
-        generator=replace(CONFIG.generator, update_at=update_at),
     )
     batches, rows, params = player.play(run_sync, config)
     async_batches, async_rows, async_params = player.play(run_async, config)
@@ -142,7 +141,7 @@ def free(config, **trainer):
     """The paper's timing: two updates of lag, new weights between any two decode steps."""
     return replace(
         config,
-        generator=replace(config.generator, update_at="step", in_flight=12),
+        generator=replace(config.generator, in_flight=12),
         batch=replace(config.batch, max_lag=2),
         trainer=replace(config.trainer, **trainer),
     )

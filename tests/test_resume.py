@@ -26,6 +26,7 @@ from magistral_jax.config import (
     DataConfig,
     EvalConfig,
     GeneratorConfig,
+    MeshConfig,
     MetricsConfig,
     ModelConfig,
     RunConfig,
@@ -331,6 +332,69 @@ def test_async_no_prompt_is_skipped_or_trained_twice_across_stops(
             assert any(len(set(r)) > 1 for (s, g), r in rewards.items() if g == group and s <= step)
     total = sum(len(of_group) for of_group in rewards.values())
     assert rows[-1]["progress/completions"] == total
+
+
+def tokens_in(folder):
+    """Tokens by what became of them, from the record and the last checkpoint's arrays."""
+    meta, _ = saved(folder)
+    queue = meta.frontier["queue"]
+    waiting = {e["prompt"][0] for e in queue["entries"] if e["is_whole"]}
+    found = dict.fromkeys(("trained", "uniform", "unfinished"), 0)
+    rewards = {}
+    for sample in samples_of(folder):
+        rewards.setdefault(sample["group"], set()).add(sample["reward"])
+    for sample in samples_of(folder):
+        group = sample["group"]
+        is_kept = len(rewards[group]) > 1
+        fate = "unfinished" if group in waiting else "trained" if is_kept else "uniform"
+        found[fate] += len(sample["tokens"])
+    half_done = [
+        c["length"] for e in queue["entries"] if not e["is_whole"] for c in e["completions"]
+    ]
+    drafts = [d["length"] for d in meta.frontier["in_flight"]["drafts"]]
+    found["unfinished"] += sum(half_done) + sum(drafts)
+    return found, meta.frontier["accounts"]["tokens"]
+
+
+@pytest.mark.parametrize("stops", [[], *STOPS.values()], ids=["no stop", *STOPS])
+def test_every_sampled_token_is_in_one_bin_of_the_ledger(stops, shared, monkeypatch, tmp_path):
+    play_in_sessions(stops, shared, monkeypatch, tmp_path)
+    found, ledger = tokens_in(tmp_path)
+    assert found["trained"] == ledger["trained"] > 0
+    assert found["uniform"] == ledger["uniform"] > 0
+    # What was sampled between a stop's checkpoint and the process' end is lost; else nothing.
+    assert sum(found.values()) == ledger["sampled"] - ledger["lost"]
+    row = rows_of(tmp_path)[-1]
+    fates = [value for name, value in row.items() if name.startswith("tokens/")]
+    assert sum(fates) >= ledger["sampled"]
+
+
+def test_the_ledger_s_seconds_are_all_there_were(whole_runs):
+    for folder in whole_runs.values():
+        summary = json.loads((folder / "summary.json").read_text())
+        total = sum(summary["ledger_s"].values())
+        # One device, which both parties share. The summary rounds to a tenth of a second.
+        assert total == pytest.approx(summary["wall_s"], rel=0.01, abs=0.1)
+        assert min(summary["ledger_s"].values()) >= 0
+
+
+class ManyDevices(Run):
+    """Compiled for itself: its arrays lie elsewhere."""
+
+    judge = SharedRun.judge
+
+
+def test_a_run_goes_on_on_a_mesh_of_another_shape(shared, monkeypatch, tmp_path):
+    few = replace(ASYNC, trainer=replace(ASYNC.trainer, steps=2))
+    assert train(few, tmp_path, resume=False) == FINISHED
+    before = saved(tmp_path)[1].params
+    many = replace(ASYNC, mesh=MeshConfig(trainer_fsdp=2), trainer=replace(few.trainer, steps=4))
+    monkeypatch.setattr(run_module, "Run", ManyDevices)
+    assert train(many, tmp_path, resume=True) == FINISHED
+    assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 3, 4]
+    after = saved(tmp_path)[1].params
+    moved = jax.tree.map(lambda a, b: bool((a != b).any() and np.isfinite(b).all()), before, after)
+    assert all(jax.tree.leaves(moved))
 
 
 def test_a_checkpoint_that_cannot_be_saved_says_which_one_is_usable(shared, monkeypatch, tmp_path):

@@ -150,7 +150,7 @@ def test_all_faults_of_file_and_overrides_come_in_one_error(tmp_path):
         ("trainr.learning_rate", "did you mean trainer.learning_rate?"),
         ("batch.row", "did you mean batch.rows?"),
         ("eval.sample_count", "did you mean eval.samples?"),
-        ("checkpoint.zzz", "beside it are every, keep."),
+        ("checkpoint.zzz", "beside it are every, keep, kv."),
         ("zzz.qqq", "tables: model, model.shape, mesh,"),
     ],
 )

@@ -134,7 +134,7 @@ class Backlog:
             self._count_drop("set aside")
             return True
 
-    def set_aside(self, group: int) -> None:
+    def set_aside(self, group: int) -> OpenGroup:
         """Give a group up: the generator cannot sample it. Its place is free for a new prompt."""
         with self._changed:
             entry = self._ledger.pop(group)
@@ -143,6 +143,7 @@ class Backlog:
             self._strikes[entry.prompt.problem.id] = STRIKES
             self._count_drop("set aside")
             self._changed.notify_all()
+            return entry.picture()
 
     def sampled(self, completion: Completion) -> Prompt:
         """A completion is finished, and goes to be judged. Returns the prompt that it answers."""

@@ -13,15 +13,20 @@ from time import monotonic
 
 from magistral_jax.config import RunConfig
 from magistral_jax.ledger import GENERATOR, TRAINER
-from magistral_jax.loops.moves import Generation, Handed, Picture, learn, report, settle
+from magistral_jax.loops.moves import (
+    GRACE_S,
+    Generation,
+    Handed,
+    Picture,
+    learn,
+    plain_picture,
+    report,
+)
 from magistral_jax.loops.rooms import Rooms
 from magistral_jax.types import Group, Stalled, Verdict
 
 # How long the generator sleeps when it has nothing to decode and nothing to admit.
 POLL_S = 0.002
-# How long a run that failed lets its generator finish a decode step, and how much longer than the
-# trainer the generator waits: the trainer can tell which group it misses.
-GRACE_S = 1.0
 # How long the trainer waits for a batch before it looks again at who it waits for: the account of
 # its waits is as fine as this.
 LOOK_S = 0.005
@@ -111,8 +116,7 @@ class GeneratorLoop:
         while not self.done.is_set():
             began = monotonic()
             self._answer()
-            if config.generator.update_at == "step" or not generator.has_work:
-                generation.take_newest()
+            generation.take_newest()
             is_closed = generation.admit()
             if is_waiting == generator.has_work:
                 is_waiting = not is_waiting
@@ -147,7 +151,7 @@ class GeneratorLoop:
             try:
                 judged = verdict.result()
                 self._rooms.tally.add("time/verify_queue", max(0.0, waited - judged.seconds))
-                settle(self._rooms, completion, judged)
+                self._rooms.backlog.judged(completion, judged)
             except BaseException as failure:
                 self._rooms.backlog.fail(failure)
 
@@ -167,7 +171,7 @@ def train_loop(config: RunConfig, rooms: Rooms, generator: GeneratorLoop, *, sta
             with rooms.ledger.doing(TRAINER, "checkpoint", "what is in flight"):
                 picture = generator.frontier()
         else:
-            picture = Picture(None, rooms.backlog.report(), *rooms.tally.drain())
+            picture = plain_picture(rooms)
         report(rooms, step, picture)
 
 

@@ -5,24 +5,24 @@ batch is full its weights are applied, and as many after a completion's end its 
 is not ready by then is waited for. Between, generator and trainer work at once.
 """
 
+import threading
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from magistral_jax.config import RunConfig
 from magistral_jax.ledger import GENERATOR, TRAINER
 from magistral_jax.loops.moves import (
+    GRACE_S,
     Generation,
     Handed,
     Picture,
     learn,
     report,
-    settle,
     verdict_of,
 )
 from magistral_jax.loops.rooms import Rooms
-from magistral_jax.types import Frontier, Group, Snapshot, Stalled
+from magistral_jax.types import Frontier, Snapshot, Stalled
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Clockwork:
         self._generation = Generation(config, rooms)
         self._tick = frontier.tick
         self._update: _Update | None = None
+        self._trainer: threading.Thread | None = None
         self._stopped = False
         unjudged = {(c.group, c.index): (p, c) for p, c in rooms.backlog.unjudged()}
         awaited = [(tick, (group, index)) for tick, group, index in frontier.due]
@@ -55,30 +56,34 @@ class Clockwork:
 
     def run(self, *, start: int) -> None:
         """Until the last step or, after a stop, until no update is under way."""
+        try:
+            self._run(start)
+        except BaseException:
+            if self._trainer is not None:
+                self._trainer.join(timeout=GRACE_S)
+            raise
+
+    def _run(self, start: int) -> None:
         backlog, delay = self._rooms.backlog, self._config.deterministic_steps
         self._rooms.ledger.phase("wait_batch", TRAINER)
         version = start
-        with ThreadPoolExecutor(1, thread_name_prefix="trainer") as trainer:
-            while version < self._config.trainer.steps:
-                if self._stopped and self._update is None:
-                    return
-                self._tick += 1
-                if self._update is not None and self._tick >= self._update.at:
-                    self._apply(self._update)
-                    version += 1
-                    continue
-                self._consume_verdicts()
-                if self._update is None and backlog.is_batch_ready:
-                    groups = backlog.take_batch()
-                    assert groups is not None, "this loop has a stop of its own"
-                    snapshot = trainer.submit(self._learn, groups, version)
-                    self._update = _Update(self._tick + delay, version, snapshot)
-                self._generation.admit()
-                if self._rooms.generator.has_work:
-                    handed = self._generation.decode()
-                    self._due += [(self._tick + delay, one) for one in handed]
-                else:
-                    self._skip()
+        while version < self._config.trainer.steps:
+            if self._stopped and self._update is None:
+                return
+            self._tick += 1
+            if self._update is not None and self._tick >= self._update.at:
+                self._apply(self._update)
+                version += 1
+                continue
+            self._consume_verdicts()
+            if self._update is None and backlog.is_batch_ready:
+                self._update = _Update(self._tick + delay, version, self._begin_to_learn(version))
+            self._generation.admit()
+            if self._rooms.generator.has_work:
+                handed = self._generation.decode()
+                self._due += [(self._tick + delay, one) for one in handed]
+            else:
+                self._skip()
 
     def stop(self) -> None:
         """Stop at the next moment that a resume can go on from: until then all goes on as ever."""
@@ -94,8 +99,21 @@ class Clockwork:
         due = tuple(one for one in awaited if one[1:] in known)
         return replace(found, frontier=replace(found.frontier, tick=self._tick, due=due))
 
-    def _learn(self, groups: Sequence[Group], version: int) -> Snapshot:
-        return learn(self._rooms, groups, version)
+    def _begin_to_learn(self, version: int) -> Future[Snapshot]:
+        """The next update, on a thread of its own: a daemon, so that one that hangs is left."""
+        groups = self._rooms.backlog.take_batch()
+        assert groups is not None, "this loop has a stop of its own"
+        snapshot: Future[Snapshot] = Future()
+
+        def work() -> None:
+            try:
+                snapshot.set_result(learn(self._rooms, groups, version))
+            except BaseException as failure:
+                snapshot.set_exception(failure)
+
+        self._trainer = threading.Thread(target=work, name=TRAINER, daemon=True)
+        self._trainer.start()
+        return snapshot
 
     def _apply(self, update: _Update) -> None:
         """The weights whose time has come, and the step's row."""
@@ -121,7 +139,7 @@ class Clockwork:
         while self._due and self._due[0][0] <= self._tick:
             _, (prompt, completion, waiting) = self._due.popleft()
             verdict = verdict_of(self._rooms, waiting, prompt, self._config.stall_s)
-            settle(self._rooms, completion, verdict)
+            self._rooms.backlog.judged(completion, verdict)
 
     def _skip(self) -> None:
         """Nothing to decode: to the tick before the next event."""

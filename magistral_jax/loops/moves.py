@@ -1,4 +1,4 @@
-"""The moves that all loops make: admit, decode, settle a verdict, learn, report.
+"""The moves that all loops make: admit, decode, learn, report.
 
 A failure that can be mended is mended here: a generator whose device state broke is given a new one
 and goes on, a push is tried again, a prompt that always fails is set aside.
@@ -25,6 +25,9 @@ from magistral_jax.types import (
     Verdict,
 )
 
+GRACE_S = 1.0
+"""How long a run that failed lets its other thread finish what it is at, and how much longer than
+the trainer the generator waits: the trainer can tell which group it misses."""
 PUSHES = 4
 """Times that a push is tried; between them 0.1, 0.4 and 1.6 seconds."""
 RESTARTS = 3
@@ -132,10 +135,11 @@ class Generation:
         resume goes on from, at one moment between two decode steps."""
         rooms = self._rooms
         if not frontier:
-            return Picture(None, rooms.backlog.report(), *rooms.tally.drain())
+            return plain_picture(rooms)
         self.take_newest()
         with rooms.ledger.doing(GENERATOR, "checkpoint", "taking down what is in flight"):
             queue, judged = rooms.backlog.queue(report=report)
+            count_dropped(rooms, judged)
             in_flight = rooms.generator.in_flight(cache=self._config.checkpoint.kv == "save")
             sums, latest = rooms.tally.drain()
             accounts = {**rooms.ledger.saved(), "lengths": rooms.tally.lengths.saved()}
@@ -153,6 +157,14 @@ class Generation:
         prompt = rooms.backlog.sampled(completion)
         return prompt, completion, rooms.judge(prompt, completion)
 
+    def _give_up(self, group: int) -> None:
+        """A prompt that the generator cannot sample: what was sampled of it comes to nothing."""
+        rooms, drafts = self._rooms, self._rooms.generator.in_flight(cache=False).drafts
+        begun = [len(draft.tokens) for draft in drafts if draft.prompt.group == group]
+        rooms.generator.cancel(group)
+        finished = rooms.backlog.set_aside(group).completions.values()
+        rooms.ledger.fate("errored", sum(begun) + sum(len(c.tokens) for c in finished))
+
     def _recover(self, failure: Exception, snapshot: Snapshot | None = None) -> None:
         """A new device state under the newest weights; every sequence in flight goes on from its
         tokens. A prompt that fails twice is given up."""
@@ -168,8 +180,7 @@ class Generation:
         if placing is not None:
             at = f" with prompt {placing.problem.id!r}"
             if self._failed_on == placing.group:
-                generator.cancel(placing.group)
-                rooms.backlog.set_aside(placing.group)
+                self._give_up(placing.group)
                 rooms.on_failure("prompts", f"prompt {placing.problem.id!r} is set aside")
                 self._failures, self._set_aside = 0, self._set_aside + 1
             self._failed_on = placing.group
@@ -183,19 +194,16 @@ class Generation:
         )
 
 
-def settle(rooms: Rooms, completion: Completion, verdict: Verdict) -> None:
-    """A verdict has come: perhaps it makes a group whole, to be kept or dropped."""
-    group = rooms.backlog.judged(completion, verdict)
-    if group is None:
-        return
-    if group.is_diverse:
-        rooms.tally.lengths.sampled(group)
-    else:
-        valid = len(group.valid) >= 2
-        tokens_by_place = [len(c.tokens) for c in group.completions]
-        errored = sum(n for i, n in enumerate(tokens_by_place) if i not in group.valid or not valid)
-        rooms.ledger.fate("errored", errored)
-        rooms.ledger.fate("uniform", sum(tokens_by_place) - errored)
+def count_dropped(rooms: Rooms, groups: Sequence[Group]) -> None:
+    """Where the tokens of judged groups that were dropped have gone; those kept are trained on."""
+    for group in groups:
+        if group.is_diverse:
+            continue
+        is_valid = [i in group.valid and len(group.valid) >= 2 for i in range(len(group.verdicts))]
+        lengths = [len(c.tokens) for c in group.completions]
+        uniform = sum(n for n, valid in zip(lengths, is_valid, strict=True) if valid)
+        rooms.ledger.fate("uniform", uniform)
+        rooms.ledger.fate("errored", sum(lengths) - uniform)
 
 
 def verdict_of(rooms: Rooms, waiting: Future[Verdict], prompt: Prompt, stall_s: float) -> Verdict:
@@ -236,6 +244,13 @@ def learn(rooms: Rooms, groups: Sequence[Group], version: int) -> Snapshot:
     ledger.fate("errored", sum(len(c.tokens) for c, is_valid in rows if not is_valid))
     tally.lengths.trained(groups)
     return snapshot
+
+
+def plain_picture(rooms: Rooms) -> Picture:
+    """What was counted and judged since the last report."""
+    judged = rooms.backlog.report()
+    count_dropped(rooms, judged)
+    return Picture(None, judged, *rooms.tally.drain())
 
 
 def report(rooms: Rooms, step: int, picture: Picture) -> None:

@@ -2,7 +2,7 @@
 
 from magistral_jax.config import RunConfig
 from magistral_jax.ledger import GENERATOR, TRAINER
-from magistral_jax.loops.moves import Generation, learn, report, settle, verdict_of
+from magistral_jax.loops.moves import Generation, learn, report, verdict_of
 from magistral_jax.loops.rooms import Rooms
 
 
@@ -16,7 +16,7 @@ def run_sync(config: RunConfig, rooms: Rooms, *, start: int = 0) -> None:
     rooms.ledger.phase("wait_batch", TRAINER)
     for prompt, completion in rooms.backlog.unjudged():  # of a run that was stopped amid a step
         verdict = verdict_of(rooms, rooms.judge(prompt, completion), prompt, config.stall_s)
-        settle(rooms, completion, verdict)
+        rooms.backlog.judged(completion, verdict)
     for version in range(start, config.trainer.steps):
         while not rooms.backlog.is_batch_ready:
             handed = []
@@ -28,7 +28,7 @@ def run_sync(config: RunConfig, rooms: Rooms, *, start: int = 0) -> None:
                 generation.admit()
             for prompt, completion, waiting in handed:
                 verdict = verdict_of(rooms, waiting, prompt, config.stall_s)
-                settle(rooms, completion, verdict)
+                rooms.backlog.judged(completion, verdict)
         groups = rooms.backlog.take_batch()
         if groups is None:  # stopped
             return

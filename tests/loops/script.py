@@ -53,7 +53,6 @@ def make_config(
     steps=5,
     in_flight=4,
     stall_s=5.0,
-    update_at="step",
     probe_every=0,
     group_size=G,
     groups_per_batch=GROUPS_PER_BATCH,
@@ -63,7 +62,7 @@ def make_config(
     return RunConfig(
         stall_s=stall_s,
         deterministic_steps=deterministic_steps,
-        generator=GeneratorConfig(group_size=group_size, in_flight=in_flight, update_at=update_at),
+        generator=GeneratorConfig(group_size=group_size, in_flight=in_flight),
         batch=BatchConfig(completions=group_size * groups_per_batch, max_lag=max_lag),
         trainer=TrainerConfig(steps=steps),
         metrics=MetricsConfig(probe_every=probe_every),

@@ -1,6 +1,7 @@
 """Any moment of a run can be gone on from: nothing is skipped, trained twice or told twice."""
 
 import random
+import threading
 from collections import Counter
 
 import pytest
@@ -97,13 +98,19 @@ def test_a_run_goes_on_from_the_frontier_of_any_step(loop, seed):
     check_went_on(before, after.play(loop), step)
 
 
-def stopped_at(loop, seed, decode_steps):
-    """A run that is told to stop amid its decode steps."""
+def stopped_at(loop, seed, decode_steps, *, awaits_verdicts=False):
+    """A run that is told to stop amid its decode steps; if asked, when verdicts are awaited."""
     script = make_script(seed)
+    stopped = threading.Event()
+    if awaits_verdicts:
+        # None comes between the stop and the frontier.
+        script.verify_delay = lambda: 0.2 if stopped.wait(0.02) else 0.0
     delay = script.decode_delay
 
     def decode():
-        if script.generator.num_steps == decode_steps:
+        is_time = script.generator.num_steps >= decode_steps and not stopped.is_set()
+        if is_time and (not awaits_verdicts or script.backlog.unjudged()):
+            stopped.set()
             (script.clock if loop is Clockwork else script.backlog).stop()
         return delay()
 
@@ -130,12 +137,12 @@ def test_a_run_goes_on_from_a_stop(loop, decode_steps):
 @pytest.mark.parametrize("first", [run_async, Clockwork])
 def test_a_run_goes_on_in_another_mode(first, then):
     # Verdicts are awaited at the stop: whoever goes on has them made.
-    before = stopped_at(first, 3, 20)
+    before = stopped_at(first, 3, 20, awaits_verdicts=True)
     in_queue = [e for e in before.at_stop.queue.entries if isinstance(e, OpenGroup)]
     assert any(set(e.completions) - set(e.verdicts) for e in in_queue)
     step = len(before.rows)
     after = before.resumed(before.at_stop, step)
-    after.decode_delay = make_script(0).decode_delay
+    after.decode_delay = after.verify_delay = lambda: 0.0
     check_went_on(before, after.play(then), step)
 
 

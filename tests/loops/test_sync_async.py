@@ -26,7 +26,6 @@ from .script import (
     positions,
     uniform_where,
     versions_in,
-    versions_of,
 )
 
 
@@ -137,21 +136,6 @@ def test_the_generator_decodes_while_the_trainer_trains():
 
     script.play(run_async, train=train)
     assert min(during) >= 3
-
-
-def test_with_update_at_batch_every_completion_has_one_version():
-    # A bound of 2, so that updates come while sequences are in flight.
-    config = make_config(max_lag=2, steps=5, in_flight=8, update_at="batch")
-    script = Script(
-        config,
-        length=lambda group, index: 2 + 3 * (group % 4),
-        reward=uniform_where(lambda group: group % 3 == 0),
-        decode_delay=lambda: 0.001,
-    )
-    script.play(run_async)
-    assert all(num_active == 0 for _, num_active, _ in script.generator.swaps)
-    for batch in script.batches:
-        assert all(len(set(versions)) == 1 for versions in versions_of(batch).values())
 
 
 def test_a_trainer_that_dies_is_told_even_when_the_generator_hangs(monkeypatch):
