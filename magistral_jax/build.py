@@ -245,7 +245,12 @@ class Run:
 
     @cached_property
     def verifiers(self) -> VerifierPool:
-        return VerifierPool(rule_of(self.config), self.config.verifier)
+        return VerifierPool(
+            rule_of(self.config),
+            self.config.verifier,
+            tell=lambda message: self.on_failure("verifier", message),
+            most_s=self.config.stall_s,
+        )
 
     @cached_property
     def sandbox(self) -> str:

@@ -114,7 +114,7 @@ class Watch:
         if at_work:
             worst = max(at_work, key=lambda a: a.seconds)
             lines.append(f"{worst.owner} is in {innermost(worst.thread) or 'no thread'}")
-        return "\n  ".join(lines)
+        return "\n  ".join(lines or ["nobody is at work"])
 
     def _look(self) -> None:
         every_s = min(1.0, self._stall_s / 8, self._grace_s / 8)

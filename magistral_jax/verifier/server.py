@@ -9,6 +9,7 @@ child: alarms fail in threads, and Python never sees one that a C library sits o
 """
 
 import ctypes
+import faulthandler
 import json
 import os
 import resource
@@ -70,8 +71,9 @@ class Died(Exception):
 class Server:
     """One child after another, and what they all inherit."""
 
-    def __init__(self, rule: RewardRule, config: VerifierConfig) -> None:
-        self._rule, self._config = rule, config
+    def __init__(self, rule: RewardRule, config: VerifierConfig, *, keep: int = -1) -> None:
+        """`keep` is a descriptor that the children keep: where they say at what they are."""
+        self._rule, self._config, self._keep = rule, config, keep
         self._pid = 0
         self._to = self._back = -1
         self._asked = 0
@@ -161,10 +163,11 @@ class Server:
         if self._pid == 0:
             try:
                 _die_with(server)
-                # Nothing of the server's is left open: not its questions, not its answers.
+                # Nothing else of the server's is left open: not its questions, not its answers.
                 os.dup2(child_in, 0)
-                os.closerange(3, child_out)
-                os.closerange(child_out + 1, _FDS)
+                for descriptor in set(range(3, _FDS)) - {child_out, self._keep}:
+                    with suppress(OSError):
+                        os.close(descriptor)
                 _serve(Judge(self._rule, self._config, load=_inherited), 0, child_out)
             finally:
                 os._exit(1)
@@ -287,9 +290,16 @@ def _canary(problem: Problem) -> Question:
 
 
 def main() -> None:
-    """Judge what stdin says under the settings that the one argument holds."""
+    """Judge what stdin says under the settings that the first argument holds.
+
+    The second, if there is one, is a descriptor to which SIGUSR1 writes where this process is.
+    """
     settings = json.loads(sys.argv[1])
-    server = Server(RewardRule(**settings["rule"]), VerifierConfig(**settings["config"]))
+    keep = int(sys.argv[2]) if len(sys.argv) > 2 else -1
+    if keep >= 0:
+        faulthandler.register(signal.SIGUSR1, file=keep, all_threads=True)
+    rule, config = RewardRule(**settings["rule"]), VerifierConfig(**settings["config"])
+    server = Server(rule, config, keep=keep)
     _limit_itself()
     # The protocol keeps the real stdout; whatever prints goes where errors go.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)

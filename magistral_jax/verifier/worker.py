@@ -2,16 +2,20 @@
 
 Each place of the pool is a server (see `server`), which watches over the child that judges. Here
 only the servers are watched over: one that dies is replaced, and its question asked again; one that
-says nothing long after every limit has passed costs one completion, whose outcome is "error".
+says nothing long after every limit has passed tells where it hangs, and costs one completion, whose
+outcome is "error".
 """
 
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -38,6 +42,9 @@ _PATIENCE = 10
 """A server settles a check within a few times its limit: what is asked, then a known-good answer,
 then the format again, each up to four times longer under load."""
 _LOADING_S = 60.0
+_TELLING_S = 1.0
+"""For a process that hangs, to write down where."""
+_INNERMOST = 4
 _INHERITED = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "TMPDIR")
 
 
@@ -47,7 +54,16 @@ class VerifierPool:
     The processes never load jax and see nothing of this one's environment but search paths.
     """
 
-    def __init__(self, rule: RewardRule, config: VerifierConfig) -> None:
+    def __init__(
+        self,
+        rule: RewardRule,
+        config: VerifierConfig,
+        *,
+        tell: Callable[[str], object] = lambda message: None,
+        most_s: float = float("inf"),
+    ) -> None:
+        """`tell` hears of each process that had to be replaced, from any thread; `most_s` is the
+        longest that one may say nothing."""
         if config.own:
             load_own(config.own)  # a mistake is told now, and not with every completion
         path = config.language_model
@@ -55,8 +71,10 @@ class VerifierPool:
             raise UserError(f"verifier.language_model is {path!r}; there is no such file.")
         self._config = config
         self._broken = ""
+        self._tell, self._most_s = tell, most_s
         settings = json.dumps({"rule": asdict(rule), "config": asdict(config)})
-        self._children = [_Child([*_COMMAND, settings]) for _ in range(config.workers)]
+        command = [*_COMMAND, settings]
+        self._children = [_Child(command, tell) for _ in range(config.workers)]
         self._idle: SimpleQueue[_Child] = SimpleQueue()
         for child in self._children:
             self._idle.put(child)
@@ -90,7 +108,7 @@ class VerifierPool:
             child.stop()
         self._threads.shutdown(wait=True)
         for child in self._children:
-            child.end()
+            child.close()
 
     def __enter__(self) -> "VerifierPool":
         return self
@@ -108,7 +126,8 @@ class VerifierPool:
             raise RuntimeError(self._broken)
         limits = limits_of(question.problem, self._config)
         line = question_line(question, limits)
-        deadline_s = _PATIENCE * limits.wall_s + _LOADING_S
+        deadline_s = min(_PATIENCE * limits.wall_s + _LOADING_S, self._most_s)
+        at = f"while it judged problem {question.problem.id!r}"
         child = self._idle.get_nowait()  # never empty: there are as many threads as children
         try:
             for _ in range(_TRIES):
@@ -116,11 +135,15 @@ class VerifierPool:
                 try:
                     return verdict_in(child.ask(line, deadline_s))
                 except TimeoutError:
+                    silence = f"said nothing for {deadline_s:g} s"
+                    self._tell(f"{child.name} {silence} {at}, and is replaced; {child.where()}")
                     child.replace()
-                    return without_reward("error", f"its process said nothing for {deadline_s:g} s")
+                    return without_reward("error", f"its process {silence}")
                 except EOFError:
+                    self._tell(f"{child.name} died {at}{child.cause()}, and is replaced")
                     child.replace()
                 except (ValueError, TypeError):
+                    self._tell(f"{child.name} answered nonsense {at}, and is replaced")
                     child.replace()
                     return without_reward("error", "its process answered nonsense")
             return without_reward("error", f"its process died {_TRIES} times")
@@ -138,9 +161,11 @@ class _CannotStart(RuntimeError):
 class _Child:
     """One process and its replacements. One thread uses it; any thread may stop it."""
 
-    def __init__(self, command: list[str]) -> None:
-        self._command = command
+    def __init__(self, command: list[str], tell: Callable[[str], object]) -> None:
+        self._command, self._tell = command, tell
         self._lock = Lock()
+        self._stacks, path = tempfile.mkstemp()
+        os.unlink(path)
         self._is_stopped = False
         self._is_ready = False
         # Never holds a process already waited for, so that its pid is safe to signal.
@@ -152,9 +177,43 @@ class _Child:
         process = self._process
         return process.pid if process is not None else None
 
+    @property
+    def name(self) -> str:
+        return f"verifier process {self.pid}"
+
+    def cause(self) -> str:
+        """How it ended, if it says so: " (by signal 9)"."""
+        process = self._process
+        if process is None:
+            return ""
+        with suppress(subprocess.TimeoutExpired):
+            code = process.wait(0.1)
+            return f" (by signal {-code})" if code < 0 else f" (exit code {code})"
+        return ""
+
+    def where(self) -> str:
+        """Where a process that hangs, or the child of it that judges, is; newest call first."""
+        os.ftruncate(self._stacks, 0)
+        os.lseek(self._stacks, 0, os.SEEK_SET)  # theirs, too: they write to the same open file
+        process = self._process
+        if process is not None:
+            for number in (signal.SIGCONT, signal.SIGUSR1):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+        until = time.monotonic() + _TELLING_S
+        while time.monotonic() < until:
+            time.sleep(_TELLING_S / 10)
+            text = os.pread(self._stacks, _LINE_LIMIT, 0).decode("utf-8", "replace")
+            calls = re.findall(r'File "([^"]+)", line (\d+) in (.+)', text)
+            if calls:
+                places = [f"{name} ({Path(f).name}:{line})" for f, line, name in calls]
+                return "it hangs in " + " <- ".join(places[:_INNERMOST])
+        return "it cannot be asked where it hangs"
+
     def make_ready(self) -> None:
         """Wait until the process takes a question, starting it again where that helps."""
         if self._is_ready and self._has_spoken():
+            self._tell(f"{self.name} died or spoke unasked{self.cause()}, and is replaced")
             self.replace()
         failures = kills = 0
         while not self._is_ready and failures < _STARTS and kills < _MOST_KILLS:
@@ -188,7 +247,7 @@ class _Child:
         self.end()
         with self._lock:
             if not self._is_stopped:
-                self._process = _start(self._command)
+                self._process = _start(self._command, self._stacks)
 
     def stop(self) -> None:
         """Kill the process for good; whoever waits for it wakes and sees its end."""
@@ -211,6 +270,12 @@ class _Child:
         with suppress(subprocess.TimeoutExpired):
             process.wait(_START_S)
 
+    def close(self) -> None:
+        self.end()
+        stacks, self._stacks = self._stacks, -1
+        if stacks >= 0:
+            os.close(stacks)
+
     def _was_killed(self) -> bool:
         process = self._process
         if process is None:
@@ -230,8 +295,11 @@ class _Child:
             return bool(selector.select(0))
 
 
-def _start(command: list[str]) -> subprocess.Popen[bytes]:
-    """A new process in a session of its own: Ctrl-C does not reach it, one kill ends it whole."""
+def _start(command: list[str], stacks: int) -> subprocess.Popen[bytes]:
+    """A new process in a session of its own: Ctrl-C does not reach it, one kill ends it whole.
+
+    When asked by SIGUSR1 it writes down where it is, to the descriptor `stacks`.
+    """
     environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     # The package may be imported from a source checkout that only this process knows of.
     paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
@@ -242,7 +310,8 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
     environment |= {"SYMPY_GROUND_TYPES": "python", "MPMATH_NOGMPY": "1"}
     try:
         process = subprocess.Popen(
-            command,
+            [*command, str(stacks)],
+            pass_fds=[stacks],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,

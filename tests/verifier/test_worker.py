@@ -25,8 +25,8 @@ RIGHT = r"<think>hm</think>\boxed{4}"
 LONG_S = 60.0  # for a machine under load; no test waits this long when all is well
 
 
-def pool_of(workers: int, timeout_s: float = LONG_S) -> VerifierPool:
-    return VerifierPool(RULE, VerifierConfig(workers=workers, timeout_s=timeout_s))
+def pool_of(workers: int, timeout_s: float = LONG_S, **options) -> VerifierPool:
+    return VerifierPool(RULE, VerifierConfig(workers=workers, timeout_s=timeout_s), **options)
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
@@ -112,7 +112,8 @@ def test_a_check_that_hangs_is_stopped_and_its_answer_wrong(text):
 @pytest.mark.parametrize("text", [RIGHT, RIGHT + "x" * 900_000], ids=["short", "huge"])
 def test_a_server_that_hangs_is_killed_and_costs_one_completion(monkeypatch, text):
     monkeypatch.setattr(worker, "_LOADING_S", 1.0)
-    with pool_of(1, 0.1) as pool:
+    told = []
+    with pool_of(1, 0.1, tell=told.append) as pool:
         pool.submit(PROBLEM, RIGHT, 1).result(LONG_S)
         (hung,) = pool.pids
         child = child_of(hung)
@@ -123,11 +124,25 @@ def test_a_server_that_hangs_is_killed_and_costs_one_completion(monkeypatch, tex
         assert not is_alive(hung)
         until(lambda: not is_alive(child), "the child to end with its server")
         assert pool.submit(PROBLEM, RIGHT, 1).result(LONG_S).outcome == "right"
+    (message,) = told
+    start = f"verifier process {hung} said nothing for 2.4 s while it judged problem {PROBLEM.id!r}"
+    assert message.startswith(f"{start}, and is replaced; it hangs in ")
+    assert "(server.py:" in message
+
+
+def test_no_check_may_say_nothing_for_longer_than_the_run_waits():
+    told = []
+    with pool_of(1, LONG_S, tell=told.append, most_s=1.0) as pool:
+        pool.submit(PROBLEM, RIGHT, 1).result(LONG_S)
+        freeze(pool.pids[0])
+        assert pool.submit(PROBLEM, RIGHT, 1).result(LONG_S / 2).reason == "error"
+    assert "said nothing for 1 s" in told[0]
 
 
 @pytest.mark.parametrize("victim", ["server", "child"])
 def test_a_process_killed_from_outside_in_the_middle_costs_nothing(victim):
-    with pool_of(1) as pool:
+    told = []
+    with pool_of(1, tell=told.append) as pool:
         pool.submit(PROBLEM, RIGHT, 1).result(LONG_S)
         server = pool.pids[0]
         child = child_of(server)
@@ -137,15 +152,20 @@ def test_a_process_killed_from_outside_in_the_middle_costs_nothing(victim):
         os.kill(server if victim == "server" else child, signal.SIGKILL)
         assert future.result(LONG_S / 2).outcome == "right"
         until(lambda: not is_alive(child), "the child to end")
+    # A child is the server's business.
+    died = f"verifier process {server} died while it judged problem {PROBLEM.id!r} (by signal 9)"
+    assert told == ([f"{died}, and is replaced"] if victim == "server" else [])
 
 
 def test_a_process_that_died_while_idle_costs_nothing():
-    with pool_of(1, LONG_S) as pool:
+    told = []
+    with pool_of(1, LONG_S, tell=told.append) as pool:
         pool.submit(PROBLEM, RIGHT, 1).result(LONG_S)
         (pid,) = pool.pids
         os.kill(pid, signal.SIGKILL)
         until(lambda: not is_alive(pid), "the process to die")
         assert pool.submit(PROBLEM, RIGHT, 1).result(LONG_S).outcome == "right"
+    assert len(told) == 1 and f"verifier process {pid} died" in told[0]
 
 
 @pytest.fixture
