@@ -21,7 +21,7 @@ from magistral_jax.data.stream import PromptStream, heldout_problems
 from magistral_jax.generator.engine import Engine
 from magistral_jax.generator.sampling import Sampler
 from magistral_jax.generator.scheduler import Scheduler
-from magistral_jax.ledger import GENERATOR, TRAINER, Ledger, shares_of
+from magistral_jax.ledger import GENERATOR, TRAINER, Ledger, on_compilation, shares_of
 from magistral_jax.loops.rooms import Rooms
 from magistral_jax.model.gguf_file import read_header
 from magistral_jax.model.load import checked_weights, read_architecture, read_params
@@ -60,6 +60,8 @@ from magistral_jax.weights.mailbox import Mailbox
 from magistral_jax.weights.push import WeightPush
 
 PROBE_PROMPTS = 8
+
+jax.monitoring.register_event_duration_secs_listener(on_compilation)
 
 # Independent random streams of one run seed.
 SAMPLING, EVALUATION, PROBING, INITIAL = range(4)

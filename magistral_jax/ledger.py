@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-import jax
-
 GENERATOR, TRAINER = "generator", "trainer"
 
 FATES: dict[str, str] = {
@@ -267,14 +265,12 @@ def _is_wait(bin: str) -> bool:
     return bin.startswith("wait_")
 
 
-def _on_compilation(event: str, duration_secs: float, **kwargs: str | int) -> None:
-    """jax compiles on the thread that calls: the seconds are of whatever that thread is doing."""
+def on_compilation(event: str, duration_secs: float, **kwargs: str | int) -> None:
+    """A listener for `jax.monitoring`: jax compiles on the thread that calls, so that the seconds
+    are of whatever that thread is doing."""
     if event.startswith(_COMPILATION) and _here.parties:
         ledger, owner = _here.parties[-1]
         ledger.compiled(owner, duration_secs)
-
-
-jax.monitoring.register_event_duration_secs_listener(_on_compilation)
 
 
 def shares_of(meshes: Mapping[str, Any]) -> dict[str, float]:

@@ -134,6 +134,7 @@ def test_a_completion_row_holds_the_whole_token_record(tmp_path):
         "prompt_tokens": [5, 6],
         "tokens": [0, 1, 2, 3],
         "spans": [[0, 3], [2, 4]],
+        "refills": [],
         "finish": "stop",
         "reward": 0.95,
         "parts": {"format": 0.1, "correct": 0.9, "length": -0.05, "language": 0.0},

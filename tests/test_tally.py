@@ -38,37 +38,33 @@ def verdict_of(reward):
 
 
 def test_a_drain_gives_what_came_since_the_one_before():
-    tally, group = Tally(), make_group([0.1, 1.0])
+    tally = Tally()
     tally.add("tokens", 3)
     tally.add("tokens", np.int64(4))
     tally.note("loss", 0.5)
     tally.note("loss", np.float32(0.25))
-    tally.group(group)
-    assert tally.drain() == ({"tokens": 7.0}, {"loss": 0.25}, [group])
-    assert tally.drain() == ({}, {}, [])
+    assert tally.drain() == ({"tokens": 7.0}, {"loss": 0.25})
+    assert tally.drain() == ({}, {})
     tally.add("tokens", 1)
-    assert tally.drain() == ({"tokens": 1.0}, {}, [])
+    assert tally.drain() == ({"tokens": 1.0}, {})
 
 
 def test_what_was_drained_is_not_changed_by_what_comes_later():
-    tally, group = Tally(), make_group([0.1, 1.0])
+    tally = Tally()
     tally.add("tokens", 1)
-    tally.group(group)
-    sums, latest, groups = tally.drain()
+    sums, latest = tally.drain()
     tally.add("tokens", 5)
     tally.note("loss", 1.0)
-    tally.group(group)
-    assert (sums, latest, groups) == ({"tokens": 1.0}, {}, [group])
+    assert (sums, latest) == ({"tokens": 1.0}, {})
 
 
 def test_nothing_is_lost_between_threads():
-    tally, group = Tally(), make_group([0.1, 1.0])
+    tally = Tally()
     found, done = [], threading.Event()
 
     def count():
         for _ in range(2000):
             tally.add("n", 1)
-            tally.group(group)
 
     def drain():
         while not done.is_set():
@@ -83,8 +79,7 @@ def test_nothing_is_lost_between_threads():
     done.set()
     drainer.join()
     found.append(tally.drain())
-    assert sum(sums.get("n", 0.0) for sums, _, _ in found) == 6000
-    assert sum(len(groups) for _, _, groups in found) == 6000
+    assert sum(sums.get("n", 0.0) for sums, _ in found) == 6000
 
 
 def test_time_is_added_up_even_when_what_was_timed_fails():
@@ -95,7 +90,7 @@ def test_time_is_added_up_even_when_what_was_timed_fails():
         raise RuntimeError
     with pytest.raises(RuntimeError), tally.timed("time/other"):
         raise RuntimeError
-    sums, _, _ = tally.drain()
+    sums, _ = tally.drain()
     assert set(sums) == {"time/train", "time/other"} and min(sums.values()) >= 0
 
 
@@ -108,6 +103,9 @@ def test_group_metrics_count_dropped_groups_and_leave_errors_out():
     assert found == {
         "batch/uniform_groups": 0.5,
         "batch/errored": 1.0,
+        "verifier/pass": 1.0,
+        "verifier/wrong": 4.0,
+        "verifier/error": 1.0,
         "reward/mean": pytest.approx(1.4 / 5),
         "reward/format": pytest.approx(0.1),
         "reward/correct": pytest.approx(0.9 / 5),
@@ -127,4 +125,5 @@ def test_a_step_in_which_nothing_was_judged_claims_no_reward():
     assert group_metrics([make_group([None, None])]) == {
         "batch/uniform_groups": 1.0,
         "batch/errored": 2.0,
+        "verifier/error": 2.0,
     }

@@ -28,6 +28,7 @@ from magistral_jax.types import (
     InFlight,
     Prompt,
     Snapshot,
+    UserError,
     VersionSpan,
     Waiting,
 )
@@ -176,6 +177,12 @@ class Scheduler:
         under the weights of the step that gives it a slot, which its completion tells.
         """
         assert not self.has_work, "this generator has work of its own"
+        for begun in (*found.drafts, *found.waiting):
+            if begun.limit > self.max_tokens:
+                raise UserError(
+                    f"a completion begun before may take {begun.limit} tokens, and "
+                    f"generator.max_tokens is {self.max_tokens}. Resume with at least as many."
+                )
         if found.cache is not None:
             self.state = found.cache
             self._free = deque(found.free)

@@ -19,6 +19,7 @@ from typing import Literal, get_args
 from magistral_jax.config import RunConfig
 from magistral_jax.console import Console, table
 from magistral_jax.metrics import METRICS, SUMMARY
+from magistral_jax.pulse import read_pulse
 from magistral_jax.settings import dump
 from magistral_jax.tools.audit import audit
 from magistral_jax.tools.toll import COLUMNS, Toll, rows_of
@@ -27,24 +28,23 @@ from magistral_jax.types import RunFailed, UserError
 
 Kind = Literal["process", "checkpoint", "push", "verifier"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+_TRAIN = (sys.executable, "-m", "magistral_jax", "train")
 _FRUITLESS = 3
 """Whole runs in a row during which the kill that is due finds no occasion."""
-_FIRST_GUESS_S = 8.0
-"""From the start of a process to its first token, until a resume has been measured."""
+_SEARCH_S = 0.05
+"""Between two searches of /proc for a verifier process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
     """How fast the run in peace was: what random moments are drawn from."""
 
-    setup_s: float
-    """From its start to its first token after the warm-up."""
-    interval_s: float
-    """From checkpoint to checkpoint."""
+    start_s: float
+    """From its start to its first token."""
+    step_s: float
+    """An update, the median."""
     save_s: float
     """The shortest time between the beginning of a checkpoint and its seal."""
-    train_s: float
-    """All updates together."""
 
 
 @dataclass(kw_only=True)
@@ -75,11 +75,12 @@ class Campaign:
     """From a kill of the whole process to the next token that was sampled."""
     flips: list[Flip] = field(default_factory=list)
     runs: list[Path] = field(default_factory=list)
-    resume_s: float = _FIRST_GUESS_S
+    start_s: dict[bool, float]
+    """From the start of a process to its first token, without and with a checkpoint."""
     lives: int = 0
 
     def play(self) -> None:
-        """Until every planned kill has struck and the run under way is over."""
+        """Until every planned kill has struck, all flips are made, and the last run is over."""
         fruitless = 0
         while self.plan:
             left = len(self.plan)
@@ -91,6 +92,9 @@ class Campaign:
                     f"{fruitless} runs in a row ended before a kill in a {self.plan[0]} could "
                     "strike. Choose a config that runs longer."
                 )
+        while self.flips_left and self._flip(self.runs[-1]):
+            # The kills left no occasion. A run that is over goes on from the checkpoint before.
+            self._play_one(self.runs[-1])
 
     def _play_one(self, folder: Path) -> None:
         killed_at: float | None = None
@@ -104,7 +108,8 @@ class Campaign:
             if not is_killed:
                 break
             killed_at = monotonic()
-            self._maybe_flip(folder)
+            if self.flips_left and self._flip_is_due():
+                self._flip(folder)
         expect_success(victim)
 
     def _torment(self, victim: Victim) -> bool:
@@ -128,13 +133,12 @@ class Campaign:
 
     def _strike(self, victim: Victim, kind: Kind) -> bool:
         """Wait for a random moment of this kind and kill; False if the process ends before."""
-        at = monotonic() + self.chance.uniform(0, 2 * self._span_s(victim, kind))
-        if not victim.wait(lambda: monotonic() >= at):
+        if not self._wait_for_a_moment(victim, kind):
             return False
         if kind == "process":
             return victim.kill()
         if kind == "verifier":
-            return victim.wait(lambda: victim.kill_worker(self.chance))
+            return victim.wait(lambda: victim.kill_worker(self.chance), every_s=_SEARCH_S)
 
         def is_now() -> bool:
             return victim.is_saving if kind == "checkpoint" else victim.is_pushing
@@ -148,16 +152,35 @@ class Campaign:
             victim.wait(lambda: not is_now())
         return False
 
-    def _span_s(self, victim: Victim, kind: Kind) -> float:
-        """Mean time to the next kill: spread over the updates, and long enough that runs under
-        kills come forward, since what is younger than the last checkpoint is lost each time."""
-        spread_s = self.pace.train_s / (len(self.plan) + 1)
-        if kind == "verifier":
-            return spread_s
-        start_s = 0.0
-        if victim.decoding_since is None:
-            start_s = self.resume_s if sealed(victim.folder) else self.pace.setup_s
-        return max(start_s + self.pace.interval_s, spread_s)
+    def _wait_for_a_moment(self, victim: Victim, kind: Kind) -> bool:
+        """A random one, early enough that what is to be hit is still to come.
+
+        The kills are spread over the updates, but a process lives two checkpoints long if nothing
+        but the number of kills speaks against it: else no run under kills would ever end.
+        """
+        total, every = self.config.trainer.steps, self.config.checkpoint.every
+        pulse = read_pulse(victim.folder)
+        step = pulse.step if pulse else 0
+        window = 2 * (total - step) // (len(self.plan) + 1)
+        if kind != "verifier":
+            window = max(window, 2 * every)
+        latest = max(step, total - (every if kind == "checkpoint" else 1))
+        target = min(step + self.chance.randrange(window + 1), latest)
+        if kind == "process" and victim.decoding_since is None:
+            # Any second of its life is as likely as any other, those of its start included.
+            start_s = self.start_s[bool(sealed(victim.folder))]
+            after_s = self.chance.uniform(0, start_s + window * self.pace.step_s)
+            if after_s < start_s:
+                return victim.wait(lambda: monotonic() >= victim.started + after_s)
+
+        def is_there() -> bool:
+            reading = victim.look()
+            return reading is not None and reading.step >= target
+
+        if not victim.wait(is_there):
+            return False
+        at = monotonic() + self.chance.uniform(0, self.pace.step_s)
+        return victim.wait(lambda: monotonic() >= at)
 
     def _start(self, folder: Path) -> Victim:
         self.lives += 1
@@ -165,32 +188,36 @@ class Campaign:
 
     def _learn_from(self, victim: Victim, killed_at: float | None) -> None:
         """What a life that is over tells: how long the resume took, whether a flip was found."""
-        if killed_at is not None and victim.decoding_since is not None:
-            self.resumed_s.append(victim.decoding_since - killed_at)
-            if sealed(victim.folder):
-                self.resume_s = victim.decoding_since - victim.started
+        if victim.decoding_since is not None:
+            self.start_s[victim.is_resumed] = victim.decoding_since - victim.started
+            if killed_at is not None:
+                self.resumed_s.append(victim.decoding_since - killed_at)
         for flip in self.flips:
             if flip.folder == victim.folder and flip.found is None:
                 flip.found = was_found(flip, victim.log.read_text("utf-8", "replace"))
 
-    def _maybe_flip(self, folder: Path) -> None:
-        """Flip a bit in the newest checkpoint, so often that all flips come to pass, if there is
-        a whole one before it."""
+    def _flip_is_due(self) -> bool:
+        """Spread over the kills that are left, but rather early: not each gives occasion."""
+        later = sum(kind != "verifier" for kind in self.plan)
+        return self.chance.random() * (later + 1) < 2 * self.flips_left
+
+    def _flip(self, folder: Path) -> bool:
+        """Flip a bit in the newest checkpoint, if there is a whole one before it, and the flip
+        before has come to an end."""
         tainted = {flip.number for flip in self.flips if flip.folder == folder}
         whole = [number for number in sealed(folder) if number not in tainted]
-        pending = any(flip.found is None for flip in self.flips)
-        later = sum(kind != "verifier" for kind in self.plan)
-        is_due = self.chance.random() * (later + 1) < self.flips_left
-        if pending or not is_due or len(whole) < 2 or max(sealed(folder)) != whole[-1]:
-            return
+        if any(flip.found is None for flip in self.flips) or len(whole) < 2:
+            return False
+        if whole[-1] != max(sealed(folder)):
+            return False
         self.flips_left -= 1
         inside = folder / "checkpoints"
         before = json.loads((inside / str(whole[-2]) / "meta.json").read_text("utf-8"))["step"]
         path = flip_a_bit(inside / str(whole[-1]), self.chance)
         self.flips.append(Flip(folder=folder, number=whole[-1], step_before=before))
-        self.console.note(
-            f"a bit of {path.relative_to(inside)} flipped; {before} is the step before"
-        )
+        where = path.relative_to(self.folder)
+        self.console.note(f"a bit of {where} flipped; the checkpoint before is of step {before}")
+        return True
 
 
 def chaos(
@@ -206,11 +233,13 @@ def chaos(
     with Console(kills) as console:
         console.note("a run in peace")
         peace = run_dir / "peace"
+        pace = play_in_peace(run_dir, peace)
         campaign = Campaign(
             config=config,
             folder=run_dir,
             chance=chance,
-            pace=play_in_peace(config, run_dir, peace),
+            pace=pace,
+            start_s={False: pace.start_s, True: pace.start_s},
             plan=plan,
             flips_left=flips_due,
             console=console,
@@ -258,8 +287,7 @@ def planned(kills: int, chance: random.Random) -> list[Kind]:
 
 def start(root: Path, folder: Path, name: str) -> Victim:
     """A process that begins the run of a folder, or goes on with it. All share what is compiled."""
-    command = [sys.executable, "-m", "magistral_jax", "train", str(root / "config.toml")]
-    command += ["--run-dir", str(folder)]
+    command = [*_TRAIN, str(root / "config.toml"), "--run-dir", str(folder)]
     if (folder / "config.toml").is_file():
         command.append("--resume")
     compiled = {
@@ -270,7 +298,7 @@ def start(root: Path, folder: Path, name: str) -> Victim:
     return Victim(command, folder, root / "logs" / f"{name}.log", compiled | os.environ)
 
 
-def play_in_peace(config: RunConfig, root: Path, folder: Path) -> Pace:
+def play_in_peace(root: Path, folder: Path) -> Pace:
     victim = start(root, folder, folder.name)
     saves_s: list[float] = []
     try:
@@ -285,10 +313,9 @@ def play_in_peace(config: RunConfig, root: Path, folder: Path) -> Pace:
     lines = (folder / METRICS).read_text("utf-8").splitlines()
     steps_s = [json.loads(line)["time/step"] for line in lines]
     return Pace(
-        setup_s=victim.decoding_since - victim.started,
-        interval_s=median(steps_s) * config.checkpoint.every,
+        start_s=victim.decoding_since - victim.started,
+        step_s=median(steps_s),
         save_s=min(saves_s),
-        train_s=sum(steps_s),
     )
 
 

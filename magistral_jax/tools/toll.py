@@ -44,20 +44,20 @@ class Toll:
 @dataclass(frozen=True, kw_only=True)
 class Row:
     what: str
-    peace: float | None = None
-    killed: float | None = None
-    at_least: float | None = None
-    at_most: float | None = None
+    peace: float | int | None = None
+    killed: float | int | None = None
+    is_zero: bool = False
+    """Its rule: both are 0."""
+    at_least: float | int | None = None
+    """Its rule: both are this or more."""
     quarters: tuple[int, ...] = ()
     """By length, of the runs under kills."""
 
     @property
     def rule(self) -> str | None:
-        if self.at_least is not None and self.at_least == self.at_most:
-            return f"{self.at_least:g}"
-        if self.at_least is not None:
-            return f">= {self.at_least:g}"
-        return None if self.at_most is None else f"<= {self.at_most:g}"
+        if self.is_zero:
+            return "0"
+        return None if self.at_least is None else f">= {self.at_least:g}"
 
     @property
     def cells(self) -> list[Any]:
@@ -70,8 +70,8 @@ class Row:
         for where, value in (("in peace", self.peace), ("under kills", self.killed)):
             if value is None:
                 continue
-            too_low = self.at_least is not None and value < self.at_least
-            if too_low or (self.at_most is not None and value > self.at_most):
+            is_too_low = self.at_least is not None and value < self.at_least
+            if is_too_low or (self.is_zero and value != 0):
                 return f"{self.what}, {where}: {value:g}, and it must be {self.rule}"
         return ""
 
@@ -91,8 +91,7 @@ def rows_of(toll: Toll) -> list[Row]:
         Row(
             what="damaged weights accepted",
             killed=sum(not found for found in toll.flips_found),
-            at_least=0,
-            at_most=0,
+            is_zero=True,
         ),
         *_of_accuracy(toll.summaries[0], toll.summaries[1]),
         *_of_time(toll, whole),
@@ -128,8 +127,7 @@ def _of_audits(audits: Sequence[Audit]) -> list[Row]:
             what=what,
             peace=len(of(peace)),
             killed=sum(len(of(audit)) for audit in killed),
-            at_least=0,
-            at_most=0,
+            is_zero=True,
             quarters=tuple(map(sum, zip(*counts, strict=True))) if by_length else (),
         )
 
@@ -155,8 +153,7 @@ def _of_audits(audits: Sequence[Audit]) -> list[Row]:
             what="completions miscounted",
             peace=peace.miscounted,
             killed=sum(audit.miscounted for audit in killed),
-            at_least=0,
-            at_most=0,
+            is_zero=True,
         ),
     ]
 

@@ -28,6 +28,7 @@ class Victim:
     ) -> None:
         self.folder, self.log = folder, log
         self._left_by_others = max(numbers(folder), default=-1)
+        self.is_resumed = bool(sealed(folder))
         self.started = monotonic()
         with log.open("wb") as file:
             self._process = subprocess.Popen(
@@ -48,13 +49,13 @@ class Victim:
             self.decoding_since = monotonic()
         return reading
 
-    def wait(self, until: Callable[[], bool]) -> bool:
+    def wait(self, until: Callable[[], bool], *, every_s: float = POLL_S) -> bool:
         """Until something holds; False if the process ends before."""
         while not until():
             if self.code is not None:
                 return False
             self.look()
-            sleep(POLL_S)
+            sleep(every_s)
         return True
 
     @property

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from magistral_jax.data import stream as stream_module
 from magistral_jax.data.sources import Sums, is_heldout
 from magistral_jax.data.stream import PromptStream, heldout_problems
-from magistral_jax.types import Cursor, Problem, UserError
+from magistral_jax.types import Problem, Prompt, UserError
 
 PERCENT = 30.0
 
@@ -29,7 +29,11 @@ def stream(problems=None, seed=0, percent=PERCENT, **kwargs) -> PromptStream:
 
 
 def take(prompts: PromptStream, count: int) -> list[tuple[int, str]]:
-    return [(p.group, p.problem.id) for p in (prompts.next() for _ in range(count))]
+    return [named(prompts.next()) for _ in range(count)]
+
+
+def named(prompt: Prompt) -> tuple[int, str]:
+    return prompt.group, prompt.problem.id
 
 
 def test_a_prompt_names_its_position_and_carries_its_rendered_problem():
@@ -69,38 +73,27 @@ def test_the_seed_decides_the_order():
     window=st.integers(1, 6),
 )
 def test_killed_anywhere_no_position_is_skipped_or_counted_twice(size, seed, lives, window):
-    """Each life keeps `window` prompts in flight, trains them in any order, and is cut short."""
+    """Each life keeps `window` prompts in flight, trains them in any order, and is cut short; the
+    next asks for those in flight by their position."""
     problems = listed(size)
     trained: list[tuple[int, str]] = []
-    cursor = Cursor(next=0)
+    position, in_flight = 0, []
     for choices in lives:
-        prompts = stream(problems, seed, cursor=cursor)
-        pending = list(cursor.pending)
-        in_flight: list[tuple[int, str]] = []
+        prompts = stream(problems, seed, position=position)
+        in_flight = [named(prompts.prompt_at(at)) for at, _ in in_flight]
         for choice in choices:
             if len(in_flight) < window:
                 in_flight += take(prompts, 1)
-                if in_flight[-1][0] not in pending:
-                    pending.append(in_flight[-1][0])
             else:
                 trained.append(in_flight.pop(choice % window))
-                pending.remove(trained[-1][0])
-        cursor = Cursor(next=prompts.position, pending=tuple(pending))
-    trained += take(stream(problems, seed, cursor=cursor), len(cursor.pending) + 5)
+        position = prompts.position
+    trained += in_flight + take(stream(problems, seed, position=position), 5)
     assert sorted(trained) == take(stream(problems, seed), len(trained))
 
 
 def test_the_order_is_the_one_that_checkpoints_were_written_under():
     names = [name for _, name in take(stream(percent=0.0, seed=7), 8)]
     assert names == [f"p{i}" for i in (7, 9, 0, 8, 14, 15, 11, 6)]
-
-
-def test_pending_positions_come_first_oldest_first():
-    fresh = [position for position, _ in take(stream(), 9)]
-    cursor = Cursor(next=fresh[6] + 1, pending=(fresh[4], fresh[1]))
-    resumed = stream(cursor=cursor)
-    assert [p for p, _ in take(resumed, 3)] == [fresh[4], fresh[1], fresh[7]]
-    assert stream(cursor=cursor).position == cursor.next
 
 
 def test_a_position_can_be_asked_for_at_any_time():
@@ -115,8 +108,6 @@ def test_a_heldout_position_is_refused():
     gap = next(p for p, name in take(stream(percent=0.0), 50) if is_heldout(name, PERCENT))
     with pytest.raises(UserError, match=r"is held out.*data\.heldout_percent"):
         stream().prompt_at(gap)
-    with pytest.raises(UserError, match="is held out"):
-        stream(cursor=Cursor(next=60, pending=(gap,))).next()
 
 
 def test_a_prompt_that_cannot_be_rendered_is_not_counted_as_dispatched():
