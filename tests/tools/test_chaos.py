@@ -14,9 +14,11 @@ from time import sleep
 import pytest
 
 from magistral_jax.__main__ import main
+from magistral_jax.config import RunConfig
+from magistral_jax.console import Console
 from magistral_jax.tools import chaos as module
 from magistral_jax.tools.audit import Audit
-from magistral_jax.tools.chaos import KINDS, Flip, planned, was_found
+from magistral_jax.tools.chaos import KINDS, Campaign, Flip, Pace, planned, was_found
 from magistral_jax.tools.victim import Victim, numbers, sealed
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
@@ -209,6 +211,41 @@ def test_a_flip_is_found_if_the_run_says_so_and_goes_on_from_the_checkpoint_befo
     assert was_found(flip, said + "resuming from step 200\n") is False
     assert was_found(flip, "resuming from step 20\n") is False
     assert was_found(flip, said.replace("/7", "/17") + "resuming from step 20\n") is False
+
+
+def test_a_bit_is_flipped_only_where_the_run_can_still_go_on(tmp_path):
+    run = tmp_path / "killed-1"
+
+    def save(number):
+        place = run / "checkpoints" / str(number)
+        place.mkdir(parents=True)
+        (place / "meta.json").write_text(json.dumps({"step": 10 * number}))
+        (place / "seal").write_text("whole")
+
+    campaign = Campaign(
+        config=RunConfig(),
+        folder=tmp_path,
+        chance=random.Random(0),
+        pace=Pace(start_s=1.0, step_s=1.0, save_s=1.0),
+        plan=[],
+        flips_left=5,
+        console=Console(1),
+        start_s={},
+    )
+    save(1)
+    assert not campaign._flip(run), "no other is there"
+    save(2)
+    assert campaign._flip(run)
+    save(3)
+    assert not campaign._flip(run), "nobody has looked at the one before"
+    campaign.flips[0].found = True
+    assert campaign._flip(run)
+    campaign.flips[1].found = True
+    (run / "checkpoints" / "2" / "seal").unlink()
+    save(0)
+    assert not campaign._flip(run), "the newest is damaged already"
+    assert campaign.flips_left == 3
+    assert [(flip.number, flip.step_before) for flip in campaign.flips] == [(2, 10), (3, 10)]
 
 
 @pytest.mark.full
