@@ -4,11 +4,15 @@ The file is mapped into memory, so that writing costs nothing and what was writt
 process is gone, whatever ended it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import numpy as np
+
+from magistral_jax.ledger import Ledger
 
 NAME = "pulse"
 _FIELDS = ("step", "tokens", "device_s", "saving", "pushing", "beat")
@@ -58,3 +62,27 @@ def read_pulse(folder: Path) -> Reading | None:
         pushing=pushing > 0,
         beat=beat,
     )
+
+
+def begin_pulse(
+    folder: Path, ledger: Ledger, accounts: Mapping[str, Any], *, step: int, resume: bool
+) -> Pulse:
+    """The pulse of a process that starts a run, or goes on with it from a checkpoint's accounts.
+
+    What the process before had done beyond them, by its own pulse, is lost.
+    """
+    past = read_pulse(folder) if resume else None
+    if accounts:
+        ledger.restore(accounts)
+    if past is not None:
+        known_s = sum(accounts["seconds"].values()) if accounts else 0.0
+        known = accounts["tokens"]["sampled"] if accounts else 0.0
+        ledger.lost(
+            device_s=max(0.0, past.device_s - known_s), tokens=max(0.0, past.tokens - known)
+        )
+    pulse = Pulse(folder)
+    # With what was lost before: a kill before the next checkpoint must not lose count of it.
+    sampled = ledger.saved()["tokens"]["sampled"]
+    pulse.write(step=step, tokens=sampled, device_s=ledger.device_s)
+    ledger.listen(lambda tokens: pulse.write(tokens=tokens))
+    return pulse

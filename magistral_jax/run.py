@@ -1,5 +1,6 @@
 """One run from its config to its summary: warm-up, measure, reinforce, measure again."""
 
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -22,11 +23,11 @@ from magistral_jax.loops.clockwork import Clockwork
 from magistral_jax.loops.moves import Generation
 from magistral_jax.loops.sync import run_sync
 from magistral_jax.metrics import GLOSSARY, RunRecord
-from magistral_jax.pulse import Pulse, read_pulse
+from magistral_jax.pulse import begin_pulse
 from magistral_jax.settings import dump
 from magistral_jax.tally import rates
 from magistral_jax.trainer.trainer import Trainer
-from magistral_jax.types import Frontier, Group, Snapshot, Stalled, Stopped, UserError
+from magistral_jax.types import Frontier, Group, RunFailed, Snapshot, Stalled, Stopped, UserError
 from magistral_jax.verifier.sandbox.choose import UNSAFE
 from magistral_jax.watch import STOPPED, Stop, Watch, dump_stacks
 
@@ -114,7 +115,14 @@ class Session:
         """From the beginning or a checkpoint to the end, or to a stop."""
         self.run.on_failure = self._on_failure
         self.counts = dict(NOTHING_COUNTED)
-        self._account_for_the_past(saved, resume=resume)
+        self.pulse = begin_pulse(
+            self.folder,
+            self.run.ledger,
+            saved.frontier["accounts"] if saved else {},
+            step=saved.step if saved else 0,
+            resume=resume,
+        )
+        self.has_saved = saved is not None
         watch = Watch(
             self.run.ledger,
             self.stop,
@@ -129,12 +137,17 @@ class Session:
             try:
                 return self._play(saved)
             except Stopped:
-                where = "go on with --resume" if saved else "nothing is saved yet"
+                where = "go on with --resume" if self.has_saved else "nothing is saved yet"
                 self.console.phase(f"stopped by {self.stop.reason}; {where}")
                 return STOPPED
             except Stalled as stall:
                 stacks = dump_stacks(self.folder)
                 raise Stalled(f"{stall}\n  {watch.describe()}\n  all stacks: {stacks}") from stall
+            except RunFailed as failure:
+                self._settle()
+                report = self.folder / "failure.txt"
+                report.write_text("".join(traceback.format_exception(failure)), encoding="utf-8")
+                raise RunFailed(f"{failure} (in full: {report}); go on with --resume") from failure
 
     def _play(self, saved: Meta | None) -> int:
         trainer, meta = self._from_checkpoint(saved) if saved else self._from_scratch()
@@ -307,6 +320,7 @@ class Session:
         self.pulse.write(saving=1)
         with self.run.ledger.doing(TRAINER, "checkpoint", f"the checkpoint of step {self.step}"):
             self.checkpoints.save(meta, items)
+        self.has_saved = True
         self.checkpoint_s = monotonic() - began
 
     def _settle(self) -> None:
@@ -344,25 +358,6 @@ class Session:
             f"format {found.format:.1%}, length {found.length:.1f}"
         )
         return found
-
-    def _account_for_the_past(self, saved: Meta | None, *, resume: bool) -> None:
-        """The ledger goes on from the checkpoint; what came after it was lost in a kill."""
-        past = read_pulse(self.folder) if resume else None
-        accounts = saved.frontier["accounts"] if saved else {}
-        ledger = self.run.ledger
-        if accounts:
-            ledger.restore(accounts)
-        if past is not None:
-            known = accounts or {"seconds": {}, "tokens": {}}
-            ledger.lost(
-                device_s=max(0.0, past.device_s - sum(known["seconds"].values())),
-                tokens=max(0.0, float(past.tokens) - known["tokens"].get("sampled", 0.0)),
-            )
-        self.pulse = Pulse(self.folder)
-        # With what was lost before: a kill before the next checkpoint must not lose count of it.
-        sampled = ledger.saved()["tokens"]["sampled"]
-        self.pulse.write(step=saved.step if saved else 0, tokens=sampled, device_s=ledger.device_s)
-        ledger.listen(lambda tokens: self.pulse.write(tokens=tokens))
 
     def _beat(self) -> None:
         self.pulse.write(device_s=self.run.ledger.device_s, saving=self.checkpoints.is_saving)

@@ -47,7 +47,7 @@ LAW = {
     "weights": {"types", "config", "model"},
     "lengths": {"types"},
     "ledger": set(),
-    "pulse": set(),
+    "pulse": {"ledger"},
     "watch": {"ledger"},
     "tally": {"types", "lengths"},
     "loops": BASE | {"tally", "ledger"},
