@@ -142,21 +142,15 @@ def diverse(rows: Iterable[Mapping[str, Any]]) -> set[int]:
 def by_quarter(
     groups: Iterable[int], mean_lengths: Mapping[int, float]
 ) -> tuple[int, int, int, int, int]:
-    """How many of these groups lie in each quarter of all groups' mean lengths; last, how many
-    have no length, since nothing of them was recorded."""
-    edges = length_edges(mean_lengths)
+    """How many of these groups lie in each quarter of all groups, the shortest first; last, how
+    many have no length, since nothing of them was recorded. Equal lengths go by position."""
+    order = sorted(mean_lengths, key=lambda group: (mean_lengths[group], group))
+    quarter = {group: QUARTERS * rank // len(order) for rank, group in enumerate(order)}
     counts = [0] * (QUARTERS + 1)
     for group in groups:
-        known = group in mean_lengths
-        counts[int(np.searchsorted(edges, mean_lengths[group])) if known else QUARTERS] += 1
+        counts[quarter.get(group, QUARTERS)] += 1
     first, second, third, fourth, unknown = counts
     return first, second, third, fourth, unknown
-
-
-def length_edges(mean_lengths: Mapping[int, float]) -> np.ndarray:
-    """The three lengths between the quarters."""
-    quantiles = np.arange(1, QUARTERS) / QUARTERS
-    return np.quantile(list(mean_lengths.values()) or [0.0], quantiles)
 
 
 def _brief(row: Mapping[str, Any]) -> dict[str, Any]:

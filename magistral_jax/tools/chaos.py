@@ -19,7 +19,6 @@ from typing import Literal, get_args
 from magistral_jax.config import RunConfig
 from magistral_jax.console import Console, table
 from magistral_jax.metrics import METRICS, SUMMARY
-from magistral_jax.pulse import read_pulse
 from magistral_jax.settings import dump
 from magistral_jax.tools.audit import audit
 from magistral_jax.tools.toll import COLUMNS, Toll, rows_of
@@ -159,25 +158,26 @@ class Campaign:
         but the number of kills speaks against it: else no run under kills would ever end.
         """
         total, every = self.config.trainer.steps, self.config.checkpoint.every
-        pulse = read_pulse(victim.folder)
-        step = pulse.step if pulse else 0
-        window = 2 * (total - step) // (len(self.plan) + 1)
-        if kind != "verifier":
-            window = max(window, 2 * every)
-        latest = max(step, total - (every if kind == "checkpoint" else 1))
-        target = min(step + self.chance.randrange(window + 1), latest)
         if kind == "process" and victim.decoding_since is None:
             # Any second of its life is as likely as any other, those of its start included.
-            start_s = self.start_s[bool(sealed(victim.folder))]
-            after_s = self.chance.uniform(0, start_s + window * self.pace.step_s)
+            start_s = self.start_s[victim.is_resumed]
+            after_s = self.chance.uniform(0, start_s + 2 * every * self.pace.step_s)
             if after_s < start_s:
                 return victim.wait(lambda: monotonic() >= victim.started + after_s)
 
-        def is_there() -> bool:
+        def step() -> int:
             reading = victim.look()
-            return reading is not None and reading.step >= target
+            return -1 if reading is None else reading.step
 
-        if not victim.wait(is_there):
+        if not victim.wait(lambda: step() >= 0):
+            return False
+        now = step()
+        window = 2 * (total - now) // (len(self.plan) + 1)
+        if kind != "verifier":
+            window = max(window, 2 * every)
+        latest = max(now, total - (every if kind == "checkpoint" else 1))
+        target = min(now + self.chance.randrange(window + 1), latest)
+        if not victim.wait(lambda: step() >= target):
             return False
         at = monotonic() + self.chance.uniform(0, self.pace.step_s)
         return victim.wait(lambda: monotonic() >= at)

@@ -179,8 +179,12 @@ def test_errors_make_no_group_diverse():
 def test_quarters_are_of_the_groups_mean_lengths(run):
     lengths = audited_(run).mean_lengths
     assert lengths == {g: 10.0 + g for g in (0, 1, 2, 4, 5, 6)}
-    assert by_quarter(lengths, lengths) == (2, 1, 1, 2, 0)
+    assert by_quarter(lengths, lengths) == (2, 1, 2, 1, 0)
     assert by_quarter([0, 6, 6, 99], lengths) == (1, 0, 0, 2, 1)
+    long_first = {g: 100.0 - g for g in range(8)}
+    assert by_quarter([0, 1], long_first) == (0, 0, 0, 2, 0)
+    assert by_quarter([0, 1, 7], dict.fromkeys(range(8), 5.0)) == (2, 0, 0, 1, 0)
+    assert by_quarter([3], {}) == (0, 0, 0, 0, 1)
 
 
 CONFIG = """

@@ -157,6 +157,16 @@ def test_who_was_too_late_for_a_checkpoint_waits_for_the_next(here, monkeypatch,
     assert next(delays, None) is None
 
 
+def test_flips_for_which_the_kills_left_no_occasion_are_made_at_the_end(here, monkeypatch, capsys):
+    monkeypatch.setattr(Campaign, "_flip_is_due", lambda self: False)
+    assert play(monkeypatch, kills=3) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "flipped" in line]
+    assert len(notes) == 2
+    rows = json.loads((here / "out.json").read_text())["rows"]
+    (accepted,) = [row["under kills"] for row in rows if row["what"] == "damaged weights accepted"]
+    assert accepted == 0
+
+
 @pytest.mark.parametrize("fault", ["believes", "is silent"])
 def test_a_run_that_believes_a_damaged_checkpoint_does_not_pass(here, monkeypatch, capsys, fault):
     assert play(monkeypatch, fault=fault, kills=3) == 1
@@ -250,7 +260,7 @@ def test_a_bit_is_flipped_only_where_the_run_can_still_go_on(tmp_path):
 
 @pytest.mark.full
 def test_a_real_run_loses_nothing(tmp_path, monkeypatch):
-    """Minutes: eight processes, of which three are killed."""
+    """A minute or two: what CI does, shorter."""
     monkeypatch.chdir(tmp_path)
     arguments = ["--kills", "4", "--trainer.steps", "24", "--eval.problems", "16"]
     config = str(REPO / "configs" / "chaos.toml")

@@ -24,7 +24,7 @@ def toll():
     return Toll(
         kills=["process", "verifier", "push", "process", "checkpoint"],
         audits=[CLEAN, CLEAN, CLEAN],
-        summaries=[summary(lost=0.0), summary(), summary(lost=5.0)],
+        summaries=[summary(lost=99.0), summary(), summary(lost=5.0)],
         resumed_s=[2.0, 3.0, 7.0],
         flips_due=2,
         flips_found=[True, True],
