@@ -3,11 +3,15 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, median
+from statistics import mean, median, stdev
 from typing import Any
+
+from scipy.stats import t
 
 from magistral_jax.tools.audit import QUARTERS, Audit, by_quarter
 
+MANY_RUNS = 3
+"""From here on the spread between runs is known well enough to count."""
 COLUMNS = [
     "what",
     "in peace",
@@ -93,22 +97,28 @@ def rows_of(toll: Toll) -> list[Row]:
             killed=sum(not found for found in toll.flips_found),
             is_zero=True,
         ),
-        *_of_accuracy(toll.summaries[0], toll.summaries[1]),
+        *_of_accuracy(toll.summaries[0], toll.summaries[1:]),
         *_of_time(toll, whole),
     ]
 
 
 def difference(
-    peace: Mapping[str, Any], killed: Mapping[str, Any]
+    peace: Mapping[str, Any], killed: Sequence[Mapping[str, Any]]
 ) -> tuple[float, tuple[float, float]]:
-    """Accuracy under kills minus accuracy in peace, with its 95% interval.
+    """Mean accuracy of the runs under kills minus accuracy in peace, with its 95% interval.
 
-    The intervals of both have problems as clusters; they are taken as independent, though the
-    problems are the same, which makes this one too wide rather than too narrow. It says nothing of
-    how much two runs in peace differ.
+    The intervals of the runs have problems as clusters; they are taken as independent, though the
+    problems are the same, which makes this one too wide rather than too narrow. Runs differ by
+    their timing, too, killed or not: from three runs on that shows, and the wider interval counts
+    (Student's, of one run against the mean of the others).
     """
-    found = killed["accuracy_after"] - peace["accuracy_after"]
-    half = sum(_half_width(summary) ** 2 for summary in (peace, killed)) ** 0.5
+    accuracies = [summary["accuracy_after"] for summary in killed]
+    found, runs = mean(accuracies) - peace["accuracy_after"], len(killed)
+    of_killed = mean(_half_width(summary) ** 2 for summary in killed) / runs
+    half = (_half_width(peace) ** 2 + of_killed) ** 0.5
+    if runs >= MANY_RUNS:
+        spread = float(t.ppf(0.975, runs - 1)) * stdev(accuracies) * (1 + 1 / runs) ** 0.5
+        half = max(half, spread)
     return found, (found - half, found + half)
 
 
@@ -158,13 +168,13 @@ def _of_audits(audits: Sequence[Audit]) -> list[Row]:
     ]
 
 
-def _of_accuracy(peace: Mapping[str, Any], killed: Mapping[str, Any]) -> list[Row]:
+def _of_accuracy(peace: Mapping[str, Any], killed: Sequence[Mapping[str, Any]]) -> list[Row]:
     if "accuracy_after" not in peace:
         return []  # eval.problems = 0
     found, (low, high) = difference(peace, killed)
-    after = [summary["accuracy_after"] for summary in (peace, killed)]
+    under_kills = mean(summary["accuracy_after"] for summary in killed)
     return [
-        Row(what="accuracy (under kills: of the first run)", peace=after[0], killed=after[1]),
+        Row(what="accuracy, mean", peace=peace["accuracy_after"], killed=under_kills),
         Row(what="its difference", killed=found),
         Row(what="low end of the difference's 95% interval", killed=low),
         Row(what="high end of the difference's 95% interval", killed=high, at_least=0.0),

@@ -85,18 +85,29 @@ def test_nothing_is_shown_by_flips_that_were_not_made(toll):
 def test_only_a_loss_beyond_chance_is_a_fault(toll):
     def with_accuracy(accuracy):
         killed = summary(accuracy, accuracy - 0.1, accuracy + 0.1)
-        return replace(toll, summaries=[summary(lost=0.0), killed, summary()])
+        return replace(toll, summaries=[summary(lost=0.0), killed, killed])
 
-    # Half of the interval is 0.1 * sqrt(2) = 0.141.
-    assert faults(with_accuracy(0.47)) == []
-    (fault,) = faults(with_accuracy(0.45))
-    assert fault.startswith("high end of the difference's 95% interval, under kills: -0.00857")
+    # Half of the interval is 0.1 * sqrt(1 + 1/2) = 0.122, the second run halving its variance.
+    assert faults(with_accuracy(0.48)) == []
+    (fault,) = faults(with_accuracy(0.47))
+    assert fault.startswith("high end of the difference's 95% interval, under kills: -0.00752")
     assert faults(with_accuracy(0.9)) == []
 
 
 def test_an_interval_cut_off_at_one_is_as_wide_as_its_other_side():
-    found, (low, high) = difference(summary(0.9, 0.6, 1.0), summary(0.5, 0.1, 0.9))
+    found, (low, high) = difference(summary(0.9, 0.6, 1.0), [summary(0.5, 0.1, 0.9)])
     assert (found, low, high) == pytest.approx((-0.4, -0.9, 0.1))
+
+
+def test_runs_that_differ_among_themselves_widen_the_interval():
+    peace = summary(0.60, 0.59, 0.61)
+    killed = [summary(a, a - 0.01, a + 0.01) for a in (0.5, 0.6, 0.7)]
+    found, (low, high) = difference(peace, killed)
+    # Student's t for two degrees of freedom is 4.303; the runs' standard deviation is 0.1.
+    assert found == pytest.approx(0.0)
+    assert (low, high) == pytest.approx((-0.4968, 0.4968), abs=1e-3)
+    alike = [summary(0.6, 0.59, 0.61)] * 3
+    assert difference(peace, alike)[1] == pytest.approx((0.6 - 0.6 - 0.01155, 0.01155), abs=1e-4)
 
 
 def test_without_evaluations_no_accuracy_is_compared(toll):
