@@ -37,7 +37,7 @@ from magistral_jax.config import (
 from magistral_jax.metrics import RunRecord, untimed
 from magistral_jax.run import FINISHED, train
 from magistral_jax.tally import PARTS
-from magistral_jax.types import UserError, Verdict
+from magistral_jax.types import RunFailed, UserError, Verdict
 from magistral_jax.watch import STOPPED
 
 STEPS = 6
@@ -379,6 +379,70 @@ def test_the_ledger_s_seconds_are_all_there_were(whole_runs):
         # One device, which both parties share. The summary rounds to a tenth of a second.
         assert total == pytest.approx(summary["wall_s"], rel=0.01, abs=0.1)
         assert min(summary["ledger_s"].values()) >= 0
+
+
+def test_a_generator_that_fails_once_is_counted_shown_and_goes_on(
+    shared, monkeypatch, tmp_path, capsys
+):
+    engine = SharedRun(ASYNC).main_engine
+    honest, calls = engine.generate, 0
+
+    def fail_once(*args):
+        nonlocal calls
+        calls += 1
+        if calls == 20:
+            raise RuntimeError("the device is gone")
+        return honest(*args)
+
+    monkeypatch.setattr(engine, "generate", fail_once)
+    assert train(ASYNC, tmp_path, resume=False) == FINISHED
+    rows = rows_of(tmp_path)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert rows[-1]["failures/generator"] == 1
+    told = capsys.readouterr().err
+    assert "the generator failed: RuntimeError: the device is gone; it goes on with" in told
+    refilled = [sample for sample in samples_of(tmp_path) if sample["refills"]]
+    assert refilled, "nothing was in flight"
+
+
+def test_a_trainer_that_fails_ends_the_run_which_can_go_on(shared, monkeypatch, tmp_path):
+    trainer = shared.shared["trainer"]
+    honest, calls = trainer.step, 0
+
+    def fail_once(batch):
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise RuntimeError("out of memory\nwith a second line")
+        return honest(batch)
+
+    monkeypatch.setattr(trainer, "step", fail_once)
+    with pytest.raises(RunFailed) as caught:
+        train(ASYNC, tmp_path, resume=False)
+    message = str(caught.value)
+    assert "the trainer failed in update 5: RuntimeError: out of memory" in message
+    assert "--resume" in message and "\n" not in message
+    assert "with a second line" in (tmp_path / "failure.txt").read_text()
+    assert saved(tmp_path)[0].step == 4
+    assert train(ASYNC, tmp_path, resume=True) == FINISHED
+    assert [row["step"] for row in rows_of(tmp_path)] == list(range(1, STEPS + 1))
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_resumed(
+    shared, monkeypatch, tmp_path, capsys
+):
+    config = replace(ASYNC, checkpoint=CheckpointConfig(every=2))
+    stop_after(4, shared, monkeypatch)
+    assert train(config, tmp_path, resume=False) == STOPPED
+    newest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    meta = newest / "meta.json"
+    meta.write_bytes(meta.read_bytes().replace(b"seconds", b"sekonds"))
+    go_on(shared, monkeypatch)
+    capsys.readouterr()
+    assert train(config, tmp_path, resume=True) == FINISHED
+    told = capsys.readouterr().err
+    assert f"{newest} is damaged: meta.json changed since" in told
+    assert [row["step"] for row in rows_of(tmp_path)] == list(range(1, STEPS + 1))
 
 
 class ManyDevices(Run):
