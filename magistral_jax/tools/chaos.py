@@ -234,6 +234,10 @@ def chaos(
         console.note("a run in peace")
         peace = run_dir / "peace"
         pace = play_in_peace(run_dir, peace)
+        # Runs differ by their timing alone: with few kills nobody waits to see by how much.
+        more = [run_dir / f"peace-{n}" for n in range(2, 1 + min(3, kills // 10))]
+        for folder in more:
+            play_in_peace(run_dir, folder)
         campaign = Campaign(
             config=config,
             folder=run_dir,
@@ -250,6 +254,7 @@ def chaos(
         kills=campaign.struck,
         audits=[audit(config, folder) for folder in folders],
         summaries=[json.loads((folder / SUMMARY).read_text("utf-8")) for folder in folders],
+        more_peace=[json.loads((folder / SUMMARY).read_text("utf-8")) for folder in more],
         resumed_s=campaign.resumed_s,
         flips_due=flips_due,
         flips_found=[flip.found is True for flip in campaign.flips],

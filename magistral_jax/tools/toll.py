@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
 
 from scipy.stats import t
@@ -41,6 +41,8 @@ class Toll:
     resumed_s: Sequence[float]
     """From a kill of the whole process to the next token."""
     flips_due: int
+    more_peace: Sequence[Mapping[str, Any]] = ()
+    """Summaries of more runs in peace: how much runs differ by themselves."""
     flips_found: Sequence[bool]
     """For each flipped bit, whether the run refused the checkpoint and went on from the other."""
 
@@ -97,28 +99,30 @@ def rows_of(toll: Toll) -> list[Row]:
             killed=sum(not found for found in toll.flips_found),
             is_zero=True,
         ),
-        *_of_accuracy(toll.summaries[0], toll.summaries[1:]),
+        *_of_accuracy([toll.summaries[0], *toll.more_peace], toll.summaries[1:]),
         *_of_time(toll, whole),
     ]
 
 
 def difference(
-    peace: Mapping[str, Any], killed: Sequence[Mapping[str, Any]]
+    peace: Sequence[Mapping[str, Any]], killed: Sequence[Mapping[str, Any]]
 ) -> tuple[float, tuple[float, float]]:
-    """Mean accuracy of the runs under kills minus accuracy in peace, with its 95% interval.
+    """Mean accuracy under kills minus mean accuracy in peace, with its 95% interval.
 
     The intervals of the runs have problems as clusters; they are taken as independent, though the
     problems are the same, which makes this one too wide rather than too narrow. Runs differ by
-    their timing, too, killed or not: from three runs on that shows, and the wider interval counts
-    (Student's, of one run against the mean of the others).
+    their timing, too, killed or not: where there are enough of them to see it, the wider interval
+    counts (Student's, with one spread for both kinds of runs).
     """
-    accuracies = [summary["accuracy_after"] for summary in killed]
-    found, runs = mean(accuracies) - peace["accuracy_after"], len(killed)
-    of_killed = mean(_half_width(summary) ** 2 for summary in killed) / runs
-    half = (_half_width(peace) ** 2 + of_killed) ** 0.5
-    if runs >= MANY_RUNS:
-        spread = float(t.ppf(0.975, runs - 1)) * stdev(accuracies) * (1 + 1 / runs) ** 0.5
-        half = max(half, spread)
+    accuracies = [[summary["accuracy_after"] for summary in runs] for runs in (peace, killed)]
+    found = mean(accuracies[1]) - mean(accuracies[0])
+    half = sum(mean(_half_width(s) ** 2 for s in runs) / len(runs) for runs in (peace, killed))
+    half **= 0.5
+    freedom = sum(len(of_runs) - 1 for of_runs in accuracies)
+    if freedom >= MANY_RUNS - 1:
+        squares = sum((a - mean(of_runs)) ** 2 for of_runs in accuracies for a in of_runs)
+        spread = (squares / freedom * sum(1 / len(of_runs) for of_runs in accuracies)) ** 0.5
+        half = max(half, float(t.ppf(0.975, freedom)) * spread)
     return found, (found - half, found + half)
 
 
@@ -168,13 +172,16 @@ def _of_audits(audits: Sequence[Audit]) -> list[Row]:
     ]
 
 
-def _of_accuracy(peace: Mapping[str, Any], killed: Sequence[Mapping[str, Any]]) -> list[Row]:
-    if "accuracy_after" not in peace:
+def _of_accuracy(
+    peace: Sequence[Mapping[str, Any]], killed: Sequence[Mapping[str, Any]]
+) -> list[Row]:
+    if "accuracy_after" not in peace[0]:
         return []  # eval.problems = 0
     found, (low, high) = difference(peace, killed)
-    under_kills = mean(summary["accuracy_after"] for summary in killed)
+    means = [mean(summary["accuracy_after"] for summary in runs) for runs in (peace, killed)]
     return [
-        Row(what="accuracy, mean", peace=peace["accuracy_after"], killed=under_kills),
+        Row(what="runs that are compared", peace=len(peace), killed=len(killed)),
+        Row(what="accuracy, mean", peace=means[0], killed=means[1]),
         Row(what="its difference", killed=found),
         Row(what="low end of the difference's 95% interval", killed=low),
         Row(what="high end of the difference's 95% interval", killed=high, at_least=0.0),

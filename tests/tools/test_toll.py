@@ -95,19 +95,22 @@ def test_only_a_loss_beyond_chance_is_a_fault(toll):
 
 
 def test_an_interval_cut_off_at_one_is_as_wide_as_its_other_side():
-    found, (low, high) = difference(summary(0.9, 0.6, 1.0), [summary(0.5, 0.1, 0.9)])
+    found, (low, high) = difference([summary(0.9, 0.6, 1.0)], [summary(0.5, 0.1, 0.9)])
     assert (found, low, high) == pytest.approx((-0.4, -0.9, 0.1))
 
 
 def test_runs_that_differ_among_themselves_widen_the_interval():
     peace = summary(0.60, 0.59, 0.61)
     killed = [summary(a, a - 0.01, a + 0.01) for a in (0.5, 0.6, 0.7)]
-    found, (low, high) = difference(peace, killed)
+    found, (low, high) = difference([peace], killed)
     # Student's t for two degrees of freedom is 4.303; the runs' standard deviation is 0.1.
     assert found == pytest.approx(0.0)
     assert (low, high) == pytest.approx((-0.4968, 0.4968), abs=1e-3)
+    assert difference(killed, [peace])[1] == pytest.approx((low, high))
     alike = [summary(0.6, 0.59, 0.61)] * 3
-    assert difference(peace, alike)[1] == pytest.approx((0.6 - 0.6 - 0.01155, 0.01155), abs=1e-4)
+    assert difference([peace], alike)[1] == pytest.approx((-0.01155, 0.01155), abs=1e-4)
+    # Four degrees of freedom, 2.776, and the spread of both: 0.1 sqrt(2/3).
+    assert difference(killed, killed)[1] == pytest.approx((-0.2267, 0.2267), abs=1e-3)
 
 
 def test_without_evaluations_no_accuracy_is_compared(toll):
