@@ -28,11 +28,15 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from magistral_jax.fingerprint import fingerprints, shapes
+from magistral_jax.fingerprint import fingerprints, lanes, named, shapes
 from magistral_jax.types import Stalled, UserError
 
 # Orbax logs there what it raises, too, each of its threads with a traceback of its own.
 logging.getLogger("absl").disabled = True
+
+# Left to make its folders later, orbax's writers wait 20 minutes for them in a process that ends
+# before, and keep it from ending.
+_ASYNC = ocp.options.AsyncOptions(create_directories_asynchronously=False)
 
 _ARRAYS, _META, _SEAL = "arrays", "meta.json", "seal"
 
@@ -114,20 +118,25 @@ class Checkpoints:
         """
         self.settle()
         number = max(self._numbers(), default=-1) + 1
-        host = {name: item for name, item in items.items() if _is_host(item)}
+        host = {
+            name: {key: array.copy() for key, array in item.items()}
+            for name, item in items.items()
+            if _is_host(item)
+        }
         device = {name: item for name, item in items.items() if name not in host}
         text = {
             **asdict(meta),
             "number": number,
-            "fingerprints": {name: fingerprints(item) for name, item in device.items()},
             "shapes": {name: shapes(item) for name, item in device.items()},
             "host": sorted(host),
         }
+        sums = {name: lanes(item) for name, item in device.items()}
         folder = self.folder / str(number)
         try:
             with only_one_failure():
                 folder.mkdir(parents=True)
-                copied = ocp.save_checkpointables_async(str(folder / _ARRAYS), device)
+                with ocp.Context(async_options=_ASYNC):
+                    copied = ocp.save_checkpointables_async(str(folder / _ARRAYS), device)
         except Exception as failure:  # orbax and its storage raise many kinds
             raise self._cannot_save(meta.step, folder, failure) from failure
 
@@ -137,12 +146,14 @@ class Checkpoints:
                     copied.result()
                     for name, arrays in host.items():
                         np.savez(folder / f"{name}.npz", **arrays)
+                    text["fingerprints"] = {name: named(item) for name, item in sums.items()}
                     (folder / _META).write_text(json.dumps(text), encoding="utf-8")
                     _seal(folder)
-                self._delete_old(number)
             except Exception as failure:
                 self._failure = self._cannot_save(meta.step, folder, failure)
                 self._failure.__cause__ = failure
+            else:
+                self._delete_old(number)
 
         self._step, self._since = meta.step, monotonic()
         # A daemon: what hangs in it must not keep a process from ending.
@@ -227,9 +238,13 @@ class Checkpoints:
     def _delete_old(self, newest: int) -> None:
         """All but the newest `keep` whole ones; leftovers of saves that were killed go too."""
         for number in set(self._numbers()) - set(self._sealed()[-self._keep :]) - {newest}:
-            # Without its seal it is no checkpoint any more, however far the deletion comes.
-            (self.folder / str(number) / _SEAL).unlink(missing_ok=True)
-            shutil.rmtree(self.folder / str(number))
+            folder = self.folder / str(number)
+            try:
+                # Without its seal it is no checkpoint any more, however far the deletion comes.
+                (folder / _SEAL).unlink(missing_ok=True)
+                shutil.rmtree(folder)
+            except OSError as failure:  # the newest is whole all the same
+                self._tell(f"{folder} could not be deleted ({failure}); the next save tries again")
 
     def _cannot_save(self, step: int, folder: Path, failure: Exception) -> CannotSave:
         # Writers that orbax leaves behind unstarted would each add a line, some at exit.

@@ -21,7 +21,8 @@ _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 @jax.jit
-def _lanes(tree: Any) -> Any:
+def lanes(tree: Any) -> Any:
+    """The sums of each array, still on their devices: nobody waits, the arrays may be donated."""
     return jax.tree.map(_lanes_of, tree)
 
 
@@ -48,10 +49,14 @@ def _mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     return x ^ (x >> 16)
 
 
+def named(sums: Any) -> dict[str, str]:
+    """What `lanes` gave, as path of each array -> its checksum, 16 hexadecimal digits."""
+    return {path: "".join(f"{n:08x}" for n in x) for path, x in _by_path(jax.device_get(sums))}
+
+
 def fingerprints(tree: Any) -> dict[str, str]:
-    """Path of each array of a tree -> its checksum, 16 hexadecimal digits."""
-    found = jax.device_get(_lanes(tree))
-    return {path: "".join(f"{n:08x}" for n in lanes) for path, lanes in _by_path(found)}
+    """Path of each array of a tree -> its checksum."""
+    return named(lanes(tree))
 
 
 def shapes(tree: Any) -> dict[str, str]:

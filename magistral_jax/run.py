@@ -312,7 +312,8 @@ class Session:
     def _save(self, frontier: Frontier) -> None:
         began = monotonic()
         text, arrays = packed(frontier)
-        notes = {**self.meta.notes, "counts": self.counts}
+        with self.lock:  # a failure may be counted from any thread
+            notes = {**self.meta.notes, "counts": dict(self.counts)}
         meta = Meta(step=self.step, identity=self.meta.identity, notes=notes, frontier=text)
         items = {"state": self.trainer.state, "host": arrays}
         if frontier.in_flight.cache is not None:

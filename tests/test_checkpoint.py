@@ -350,20 +350,59 @@ def test_what_is_saved_is_what_was_there_though_the_next_step_takes_the_buffers(
         assert_equal(checkpoints.restore(checkpoints.latest(), "state", state), expected)
 
 
+def test_arrays_of_the_host_may_be_changed_once_they_are_being_saved(checkpoints, monkeypatch):
+    changed, write = threading.Event(), np.savez
+    monkeypatch.setattr(np, "savez", lambda *a, **k: changed.wait(30) and write(*a, **k))
+    host = {"x": np.arange(3)}
+    checkpoints.save(make_meta(1), {"state": {"w": jnp.ones(2)}, "host": host})
+    host["x"] += 7
+    changed.set()
+    checkpoints.settle()
+    assert_equal(checkpoints.restore_host(checkpoints.latest(), "host"), {"x": np.arange(3)})
+
+
+def test_an_old_one_that_cannot_be_deleted_costs_the_new_one_nothing(tmp_path, monkeypatch):
+    told, delete = [], shutil.rmtree
+    checkpoints = Checkpoints(tmp_path, keep=1, tell=told.append)
+    save(checkpoints, make_meta(1), {"w": jnp.ones(2)})
+
+    def refuse(path):
+        raise OSError("device busy")
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    save(checkpoints, make_meta(2), {"w": jnp.ones(2)})
+    assert told == [
+        f"{tmp_path / '0'} could not be deleted (device busy); the next save tries again"
+    ]
+    monkeypatch.setattr(shutil, "rmtree", delete)
+    assert checkpoints.latest() == make_meta(2)
+    save(checkpoints, make_meta(3), {"w": jnp.ones(2)})
+    assert numbers_in(checkpoints) == [2]
+
+
 def test_items_of_devices_and_of_the_host_come_back_by_name(checkpoints):
-    decode = {
-        "tokens": jnp.arange(4),
-        "active": jnp.array([True, False]),
-        "b": jnp.ones(3, "bfloat16"),
-    }
+    def decode_state(fsdp, tp):
+        mesh = make_mesh(jax.devices(), fsdp=fsdp, tp=tp)
+        arrays = {
+            "tokens": (np.arange(8).reshape(2, 4).astype("i4"), P("fsdp", "tp")),
+            "active": (np.array([True, False]), P("fsdp")),
+            "b": (np.asarray(jnp.linspace(0, 1, 8, dtype="bfloat16")), P("tp")),
+            "count": (np.int32(3), P()),
+        }
+        return {k: jax.device_put(x, NamedSharding(mesh, p)) for k, (x, p) in arrays.items()}
+
+    decode, elsewhere = decode_state(2, 2), decode_state(1, 4)
     host = {"none": np.zeros(0, np.int32), "flags": np.array([True, False]), "x": np.ones(2)}
     checkpoints.save(make_meta(1), {"state": {"w": jnp.ones(2)}, "decode": decode, "host": host})
     checkpoints.settle()
     found = checkpoints.latest()
     assert [checkpoints.has(found, n) for n in ("decode", "host", "other")] == [True, True, False]
-    assert_equal(checkpoints.restore(found, "decode", decode), decode)
+    for like in (decode, elsewhere):
+        restored = checkpoints.restore(found, "decode", like)
+        assert_equal(restored, decode)
+        assert all(restored[name].sharding == like[name].sharding for name in like)
     assert_equal(checkpoints.restore_host(found, "host"), host)
-    with pytest.raises(ValueError, match=r"decode/tokens was int32\[4\] and is now int32\[5\]"):
+    with pytest.raises(ValueError, match=r"decode/tokens was int32\[2,4\] and is now int32\[5\]"):
         checkpoints.restore(found, "decode", {**decode, "tokens": jnp.arange(5)})
 
 
@@ -396,17 +435,18 @@ if found is not None:
     state = checkpoints.restore(found, "state", like)
     assert all((np.asarray(x) == step).all() for x in state.values()), step
     assert checkpoints.restore_host(found, "host")["step"] == step
-print("from", step, flush=True)
+print(step, flush=True)
 while True:
     step += 1
     state = {name: jnp.full(2000, step, jnp.float32) for name in like}
     meta = Meta(step=step, identity={}, notes={})
     checkpoints.save(meta, {"state": state, "host": {"step": np.array(step)}})
+    print(step - 1, flush=True)  # the one before is whole, or this would not have begun
 """
 
 
 def test_a_process_killed_amid_its_saves_finds_a_whole_one_each_time(tmp_path):
-    chance, reached = random.Random(0), []
+    chance, whole = random.Random(0), 0
     for _ in range(8):
         process = subprocess.Popen(
             [sys.executable, "-c", KILLED, str(tmp_path / "checkpoints")],
@@ -417,7 +457,37 @@ def test_a_process_killed_amid_its_saves_finds_a_whole_one_each_time(tmp_path):
             text=True,
         )
         with process:
-            reached.append(int(process.stdout.readline().removeprefix("from ")))
-            time.sleep(chance.uniform(0.05, 0.6))
+            began = int(process.stdout.readline())
+            assert began >= whole, "a kill lost what had been whole before it"
+            time.sleep(chance.uniform(0.05, 0.8))
             process.kill()
-    assert reached == sorted(set(reached)), "a kill lost what a kill before had not"
+            whole = max([began, *map(int, process.stdout.read().split())])
+    assert whole > 0, "no process lived long enough to save anything"
+
+
+NEVER_SETTLED = """
+import sys, time
+import magistral_jax
+import jax.numpy as jnp
+from magistral_jax import checkpoint
+
+if sys.argv[2] == "hangs":
+    checkpoint._seal = lambda folder: time.sleep(1000)
+checkpoints = checkpoint.Checkpoints(sys.argv[1], keep=2)
+meta = checkpoint.Meta(step=1, identity={}, notes={})
+checkpoints.save(meta, {"state": {f"w{i}": jnp.ones(100_000) for i in range(8)}})
+time.sleep(2 if sys.argv[2] == "hangs" else 0)
+"""
+
+
+@pytest.mark.parametrize("writer", ["has just begun", "hangs"])
+def test_a_process_that_does_not_wait_for_its_writer_ends_all_the_same(tmp_path, writer):
+    done = subprocess.run(
+        [sys.executable, "-c", NEVER_SETTLED, str(tmp_path / "checkpoints"), writer],
+        cwd=Path(magistral_jax.__file__).parents[1],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

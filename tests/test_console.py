@@ -175,6 +175,23 @@ def test_a_long_phase_is_told_again_now_and_then(monkeypatch):
     assert stream.getvalue().splitlines() == ["warm-up 0", "warm-up 30", "warm-up 60"]
 
 
+def test_a_note_is_a_line_of_its_own_and_leaves_the_status_as_it_was(screen):
+    stream = io.StringIO()
+    with Console(12, stream) as console:
+        console.phase("warm-up 1/400")
+        console.note("a push failed; tried again")
+        console.note("a push failed; tried again")
+        console.phase("warm-up 2/400")
+    noted = ["a push failed; tried again"] * 2
+    assert stream.getvalue().splitlines() == ["warm-up 1/400", *noted]
+    with Console(12, screen.stream) as console:
+        console.phase("warm-up 1/400")
+        console.note("a push [red]failed\x1b[2J")
+        screen.read("a push [red]failed\\x1b[2J\n")
+        screen.seen = ""
+        screen.read("warm-up 1/400")
+
+
 def test_codes_in_a_text_do_not_reach_the_stream():
     stream = io.StringIO()
     Console(1, stream).phase("load \x1b[2J\x07[red]x")

@@ -7,7 +7,7 @@ import pytest
 from jax import P
 from jax.sharding import NamedSharding
 
-from magistral_jax.fingerprint import fingerprints
+from magistral_jax.fingerprint import fingerprints, lanes, named
 from magistral_jax.model.sharding import make_mesh
 
 DTYPES = ("float32", "bfloat16", "int32", "uint32", "int8", "bool")
@@ -54,3 +54,13 @@ def test_it_names_arrays_by_their_place_in_the_tree(rng):
     found = fingerprints(tree)
     assert list(found) == ["a/0", "a/1", "b/c"]
     assert all(len(text) == 16 for text in found.values())
+
+
+def test_sums_once_begun_are_of_what_was_there_though_the_buffers_are_taken(rng):
+    step = jax.jit(lambda x: x + 1, donate_argnums=0)
+    x = jnp.asarray(rng.normal(size=(500, 500)).astype("f4"))
+    for _ in range(5):
+        expected = fingerprints({"x": jnp.array(x, copy=True)})
+        sums = lanes({"x": x})
+        x = step(x)
+        assert named(sums) == expected

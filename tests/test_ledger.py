@@ -16,6 +16,7 @@ from magistral_jax.ledger import (
     TRAINER,
     Ledger,
     ledger_rows,
+    on_compilation,
     shares_of,
 )
 from magistral_jax.model.sharding import make_mesh
@@ -79,8 +80,21 @@ def test_the_seconds_of_decoding_go_where_its_tokens_went(clock):
         "trained": 5, "uniform": 2, "errored": 1, "unfinished": 2,
     }  # fmt: skip
     assert DECODE not in seconds and sum(seconds.values()) == 10
+    # Evaluations and what was lost have seconds of their own.
+    found.sampled(40)
+    found.fate("evaluation", 40)
+    found.lost(device_s=1.0, tokens=30.0)
+    assert found.seconds() == seconds | {"lost": 1}
     found.move(GENERATOR, DECODE, "padding", 4.0)
     assert (found.seconds()["padding"], found.seconds()["trained"]) == (4, 3)
+
+
+def test_seconds_are_moved_on_all_devices_of_their_owner(clock):
+    found = Ledger({GENERATOR: 3.0, TRAINER: 1.0})
+    with found.doing(GENERATOR, DECODE):
+        clock.now += 10
+    found.move(GENERATOR, DECODE, "padding", 4.0)
+    assert (found.seconds()["padding"], found.seconds()["unfinished"]) == (12, 18)
 
 
 def test_tokens_are_all_there_were(clock):
@@ -106,10 +120,13 @@ def test_accounts_go_on_from_what_was_saved(clock):
     first.sampled(9)
     second = Ledger({GENERATOR: 1.0})
     clock.now += 1
+    # What it took to find them is counted already.
+    second.phase("start")
+    second.sampled(2)
     second.restore(first.saved())
     clock.now += 1
     assert second.seconds()["start"] == 5 + 1 + 2
-    assert second.tokens()["unfinished"] == 9
+    assert second.tokens()["unfinished"] == 2 + 9
 
 
 def test_the_watch_sees_who_is_at_what_and_for_how_long(clock):
@@ -128,8 +145,13 @@ def test_the_watch_sees_who_is_at_what_and_for_how_long(clock):
             assert found.still_s == 2
             found.beat(GENERATOR)
             assert found.still_s == 0 and found.activities()[0].seconds == 0
+            clock.now += 3
+        assert found.still_s == 0, "to be done is to have moved"
         clock.now += 1
         assert found.still_s == 1
+    assert found.still_s == 1, "to have waited is not"
+    found.phase("idle")
+    assert found.still_s == 0
 
 
 def test_a_wait_that_looks_up_for_a_moment_is_one_wait(clock):
@@ -144,6 +166,18 @@ def test_a_wait_that_looks_up_for_a_moment_is_one_wait(clock):
         assert found.activities()[0].seconds == 0
     # Waiting is not moving.
     assert found.still_s == pytest.approx(2.0)
+
+
+def test_another_wait_and_the_next_step_of_work_are_things_of_their_own(clock):
+    found = Ledger({GENERATOR: 1.0})
+    for bin, what in [(DECODE, "a step"), (DECODE, "a step"), ("wait_admission", "weights")]:
+        with found.doing(GENERATOR, bin, what):
+            assert found.activities()[0].seconds == 0
+            clock.now += 1
+    for bin, what in [("wait_admission", "room"), ("wait_batch", "room")]:
+        with found.doing(GENERATOR, bin, what):
+            assert found.activities()[0].seconds == 0
+            clock.now += 1
 
 
 def test_compilation_is_told_from_what_it_was_done_for():
@@ -164,6 +198,46 @@ def test_compilation_is_told_from_what_it_was_done_for():
     with found.doing(TRAINER, "trained"):
         program(jnp.ones(7)).block_until_ready()
     assert found.seconds()["compile"] == seconds["compile"]
+
+
+BACKEND, LOWERING = (
+    "/jax/core/compile/backend_compile_duration",
+    "/jax/core/compile/jaxpr_to_mlir_x",
+)
+
+
+def test_compilation_is_taken_out_of_what_the_thread_that_compiles_is_at(clock):
+    found = Ledger({GENERATOR: 2.0, TRAINER: 1.0})
+    found.phase("idle")
+    with found.doing(TRAINER, "push") as push, found.doing(GENERATOR, "prefill") as prefill:
+        clock.now += 10
+        on_compilation(BACKEND, 3.0)
+        on_compilation(LOWERING, 1.0)
+        on_compilation("/jax/core/something_else", 2.0)
+        # A thread of a library, that works for nobody.
+        thread = threading.Thread(target=on_compilation, args=(BACKEND, 5.0))
+        thread.start()
+        thread.join()
+    on_compilation(BACKEND, 7.0)
+    assert {bin: n for bin, n in found.seconds().items() if n} == {
+        "compile": 2 * 4, "prefill": 2 * 6, "push": 10,
+    }  # fmt: skip
+    assert (push.own_s, prefill.own_s) == (10, 6)
+
+
+def test_the_compiler_speaks_of_itself_as_we_expect():
+    heard = []
+
+    def listen(event, _seconds, **_):
+        heard.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        jax.jit(lambda x: x * 3 + 1)(jnp.ones(11))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    for name in ledger._COMPILATION:
+        assert any(event.startswith(name) for event in heard), f"no {name} among {heard}"
 
 
 def test_real_seconds_add_up_to_wall_time_and_devices():

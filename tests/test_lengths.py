@@ -64,6 +64,7 @@ def test_long_ones_that_are_overtaken_show_in_their_quarter():
 def test_counts_are_saved_as_json():
     lengths, again = Lengths(), Lengths()
     lengths.trained([group_of(4, [1, 9])])
+    lengths.trained([group_of(3, [8, 8])])
     again.restore(json.loads(json.dumps(lengths.saved())))
     for found in (lengths, again):
         found.trained([group_of(2, [9, 9])])

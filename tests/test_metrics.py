@@ -6,11 +6,13 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from magistral_jax.metrics import COMPLETIONS, GLOSSARY, METRICS, RunRecord
+from magistral_jax.ledger import BINS, FATES
+from magistral_jax.metrics import COMPLETIONS, FAILURES, GLOSSARY, METRICS, RunRecord, untimed
 from magistral_jax.types import (
     Completion,
     Group,
@@ -32,12 +34,14 @@ time/step time/train time/wait_batch time/wait_admission time/verify time/assemb
 loss length/mean length/max length/truncated
 generator/tokens_per_s generator/occupancy generator/decode_steps train/tokens_per_s
 progress/completions progress/dispatched progress/dropped_groups
+batch/first_group batch/last_group
+length/in_turn_q1 length/in_turn_q2 length/in_turn_q3 length/in_turn_q4
 """
 
 ONE_SPAN = (VersionSpan(start=0, version=3),)
 
 
-def completion(group, index, logprobs, spans=ONE_SPAN):
+def completion(group, index, logprobs, spans=ONE_SPAN, refills=()):
     return Completion(
         group=group,
         index=index,
@@ -47,6 +51,7 @@ def completion(group, index, logprobs, spans=ONE_SPAN):
         sampled=np.ones(len(logprobs), bool),
         spans=spans,
         finish="stop",
+        refills=refills,
     )
 
 
@@ -84,6 +89,9 @@ def recorded(folder, steps):
 
 def test_the_glossary_holds_every_name_of_the_product_and_explains_it():
     assert set(REQUIRED.split()) <= set(GLOSSARY)
+    assert {f"verifier/{reason}" for reason in get_args(Reason)} <= set(GLOSSARY)
+    assert {f"failures/{kind}" for kind in FAILURES} <= set(GLOSSARY)
+    assert {f"ledger/{bin}" for bin in BINS} | {f"tokens/{fate}" for fate in FATES} <= set(GLOSSARY)
     assert all(len(text) > 20 and text.endswith(".") for text in GLOSSARY.values())
 
 
@@ -122,7 +130,7 @@ def test_steps_must_rise(tmp_path):
 def test_a_completion_row_holds_the_whole_token_record(tmp_path):
     spans = (VersionSpan(start=0, version=3), VersionSpan(start=2, version=4))
     logprobs = np.array([-0.1, -1e-7, -3.4028e38, -1 / 3], np.float32)
-    group = judged(7, completion(7, 1, logprobs, spans))
+    group = judged(7, completion(7, 1, logprobs, spans, refills=(1, 3)))
     RunRecord(tmp_path, False, None).completions(5, [group])
     [row] = completion_rows(tmp_path)
     assert np.array_equal(np.array(row.pop("logprobs"), np.float32), logprobs)
@@ -134,7 +142,7 @@ def test_a_completion_row_holds_the_whole_token_record(tmp_path):
         "prompt_tokens": [5, 6],
         "tokens": [0, 1, 2, 3],
         "spans": [[0, 3], [2, 4]],
-        "refills": [],
+        "refills": [1, 3],
         "finish": "stop",
         "reward": 0.95,
         "parts": {"format": 0.1, "correct": 0.9, "length": -0.05, "language": 0.0},
@@ -183,6 +191,37 @@ def test_resuming_cuts_what_came_after_the_checkpoint_and_goes_on(tmp_path):
     record.completions(3, [judged(9, completion(9, 0, [-1.0]))])
     assert metrics_rows(tmp_path)[-1]["wall_s"] >= wall_s
     assert completion_rows(tmp_path)[-1]["group"] == 9
+
+
+def test_a_record_can_go_back_while_it_is_open(tmp_path):
+    """A checkpoint turned out to be damaged, and the one before is taken instead."""
+    recorded(tmp_path, steps=5)
+    record = RunRecord(tmp_path, False, resume_step=3)
+    record.go_back(1)
+    for rows in (metrics_rows(tmp_path), completion_rows(tmp_path)):
+        assert {row["step"] for row in rows} == {0, 1}
+    with pytest.raises(AssertionError):
+        record.step(1, {})
+    record.step(2, {"loss": 7.0})
+    record.completions(2, [judged(9, completion(9, 0, [-1.0]))])
+    assert [row["step"] for row in metrics_rows(tmp_path)] == [0, 1, 2]
+    assert completion_rows(tmp_path)[-1]["group"] == 9
+
+
+def test_what_the_clock_decides_can_be_left_out():
+    same = {
+        "step": 3,
+        "loss": 0.5,
+        "tokens/trained": 7.0,
+        "verifier/wrong": 2.0,
+        "generator/decode_steps": 4.0,
+        "generator/occupancy": 0.5,
+        "length/in_turn_q1": 1.0,
+    }
+    timed = ["wall_s", "generator/tokens_per_s", "train/tokens_per_s", "tokens/lost"]
+    timed += ["time/step", "ledger/idle", "failures/push", "push/seconds"]
+    assert untimed({**dict.fromkeys(timed, 1.0), **same}) == same
+    assert set(timed) - {"wall_s"} <= set(GLOSSARY)
 
 
 def test_the_clock_goes_on_where_the_kept_rows_end(tmp_path):

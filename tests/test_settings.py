@@ -107,6 +107,47 @@ def test_overrides_are_read_with_a_space_or_an_equals_sign_and_with_dashes():
     ]
 
 
+def test_the_runs_own_fields_may_stand_in_a_table_of_their_own(tmp_path):
+    text = '[run]\nname = "mine"\ndeterministic = true\n[checkpoint]\nkv = "save"\n'
+    config = load(write(tmp_path, text))
+    assert (config.name, config.deterministic, config.checkpoint.kv) == ("mine", True, "save")
+    [told] = faults_of(write(tmp_path, "[run]\ndeterministc = true\n"))
+    assert told.startswith("there is no field deterministc; did you mean deterministic")
+    [told] = faults_of(write(tmp_path, "run = 3\n"))
+    assert told.startswith("there is no field run;")
+
+
+@pytest.mark.parametrize("option", ["--run.deterministic true", "--deterministic=true"])
+def test_the_command_line_may_name_that_table_too(tmp_path, option):
+    overrides = parse_overrides(["--run.grace-s=5", *option.split(), "--checkpoint.kv=save"])
+    assert [key for key, _ in overrides] == ["grace_s", "deterministic", "checkpoint.kv"]
+    config = load(write(tmp_path, "[run]\ndeterministic = false\n"), overrides)
+    assert config.deterministic and config.grace_s == 5.0
+
+
+def test_a_deterministic_run_keeps_its_cache(tmp_path):
+    [told] = faults_of(write(tmp_path, "deterministic = true\n"))
+    assert told.startswith("deterministic is true and checkpoint.kv is 'refill':")
+    assert told.endswith('Set checkpoint.kv = "save".')
+    assert load(write(tmp_path, '[checkpoint]\nkv = "save"\n')).deterministic is False
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("grace_s = 0", "grace_s is 0.0; it must be above 0."),
+        ("stall_s = -1", "stall_s is -1.0; it must be above 0."),
+        ("deterministic_steps = 0", "deterministic_steps is 0; it must be at least 1."),
+        (
+            'checkpoint.kv = "keep"',
+            'checkpoint.kv is \'keep\'; it must be one of "save", "refill".',
+        ),
+    ],
+)
+def test_numbers_a_run_could_not_live_by_are_refused(tmp_path, text, told):
+    assert faults_of(write(tmp_path, text)) == [told]
+
+
 def test_every_bad_argument_is_told():
     with pytest.raises(UserError) as caught:
         parse_overrides(["stray", "--trainer.remat", "--seed", "1", "-x", "--", "--trainer.steps"])

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from magistral_jax.tally import PARTS, Tally, group_metrics
+from magistral_jax.tally import PARTS, Tally, group_metrics, rates
 from magistral_jax.types import Completion, Group, Problem, Prompt, Verdict, VersionSpan
 
 
@@ -127,3 +127,26 @@ def test_a_step_in_which_nothing_was_judged_claims_no_reward():
         "batch/errored": 2.0,
         "verifier/error": 2.0,
     }
+
+
+def test_rates_come_from_what_was_counted():
+    raw = {"tokens": 60.0, "decode_steps": 10.0, "decode_s": 2.0, "swap_s": 0.5}
+    raw |= {"train_tokens": 90.0, "time/train": 3.0}
+    assert rates(raw, slots=8, step_s=4.0) == {
+        "time/step": 4.0,
+        "generator/tokens_per_s": 15.0,
+        "generator/decode_steps": 10.0,
+        "generator/occupancy": 0.75,
+        "push/pause_steps": 2.5,
+        "train/tokens_per_s": 30.0,
+    }
+
+
+def test_a_step_in_which_nothing_happened_has_rates_of_nothing():
+    assert set(rates({}, slots=8, step_s=0.0).values()) == {0.0}
+
+
+def test_each_run_counts_its_own_lengths():
+    one, other = Tally(), Tally()
+    one.lengths.trained([make_group([0.1, 1.0])])
+    assert one.lengths.shares() and not other.lengths.shares()

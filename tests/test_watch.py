@@ -24,8 +24,9 @@ def hang_here():
     time.sleep(60)
 
 def watch(**more):
-    options = {"stall_s": 0.8, "grace_s": 0.8, "others": lambda: others, **more}
-    return Watch(ledger, stop, folder, on_exit=lambda: print("closed", flush=True), **options)
+    options = {"stall_s": 0.8, "grace_s": 0.8, "others": lambda: others}
+    options |= {"on_exit": lambda: print("closed", flush=True), **more}
+    return Watch(ledger, stop, folder, **options)
 """
 
 HANG_IN_A_THREAD = """
@@ -43,7 +44,9 @@ with watch(), ledger.doing(TRAINER, "wait_batch", "a batch"):
 """
 ANOTHER_S_HANG = """
 with watch():
+    others.append(Activity("verifier", "replacing a process", 4.0, False, 0))
     others.append(Activity("checkpoint writer", "step 7", 5.0, False, threading.get_ident()))
+    others.append(Activity("verifier", "another", 3.0, False, 0))
     while True:
         with ledger.doing(TRAINER, "trained"):
             time.sleep(0.01)
@@ -69,12 +72,40 @@ with watch(), ledger.doing(TRAINER, "warmup", "the warm-up"):
         ledger.beat(TRAINER)
 print("well")
 """
+A_WAIT_WITH_A_DEADLINE = """
+with watch(), ledger.doing(TRAINER, "wait_batch", "a batch"):
+    time.sleep(1.8)
+    print("it says itself what it waited for")
+"""
+CANNOT_CLOSE = """
+def fail():
+    raise RuntimeError("cannot close")
+
+with watch(on_exit=fail), ledger.doing(TRAINER, "trained", "update 3"):
+    hang_here()
+"""
+TICKS = """
+ticks = []
+with watch(on_tick=lambda: ticks.append(time.monotonic())):
+    time.sleep(0.75)
+print(len(ticks))
+"""
 HOLDS_THE_INTERPRETER = """
 import magistral_jax.watch as module
 module._SLACK_S = 0.05
 with watch():
     time.sleep(0.3)
     ctypes.PyDLL(None).usleep(20_000_000)
+"""
+
+
+LONG_AFTERWARDS = """
+import magistral_jax.watch as module
+module._SLACK_S = 0.01
+with watch():
+    time.sleep(0.3)
+time.sleep(1.5)
+print("alive")
 """
 
 
@@ -111,6 +142,8 @@ def test_what_hangs_beside_a_run_that_goes_on_is_found(tmp_path):
     done, _ = play(ANOTHER_S_HANG, tmp_path)
     assert done.returncode == 70
     assert "stalled: checkpoint writer is at step 7 for 5 s" in done.stderr
+    assert "verifier is at another for 3 s" in done.stderr
+    assert "checkpoint writer is in <module>" in done.stderr
 
 
 def test_a_stop_that_takes_too_long_ends_the_run_all_the_same(tmp_path):
@@ -118,6 +151,7 @@ def test_a_stop_that_takes_too_long_ends_the_run_all_the_same(tmp_path):
     assert (done.returncode, done.stdout) == (75, "closed\n")
     assert "SIGTERM came 0.8 s ago (grace_s)" in done.stderr
     assert "trainer is at update 3" in done.stderr and "--resume" in done.stderr
+    assert "in hang_here" in (tmp_path / STACKS).read_text()
     assert took < 5
 
 
@@ -132,10 +166,31 @@ def test_who_is_long_at_one_thing_but_comes_forward_is_left_alone(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "well\n", "")
 
 
+def test_a_wait_that_has_a_deadline_of_its_own_may_speak_first(tmp_path):
+    done, _ = play(A_WAIT_WITH_A_DEADLINE, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "it says itself what it waited for\n"), done.stderr
+
+
+def test_a_run_that_cannot_be_closed_is_ended_all_the_same(tmp_path):
+    done, took = play(CANNOT_CLOSE, tmp_path)
+    assert done.returncode == 70 and took < 10
+    assert "trainer is at update 3" in done.stderr
+
+
+def test_others_are_called_at_each_look(tmp_path):
+    done, _ = play(TICKS, tmp_path)
+    assert 3 <= int(done.stdout) <= 7, done.stderr
+
+
 def test_who_holds_the_interpreter_is_ended_by_the_c_library(tmp_path):
     done, took = play(HOLDS_THE_INTERPRETER, tmp_path)
     assert done.returncode == 1 and took < 10
     assert "Timeout" in (tmp_path / STACKS).read_text()
+
+
+def test_a_watch_that_is_over_ends_nobody(tmp_path):
+    done, _ = play(LONG_AFTERWARDS, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 
 def test_a_file_left_by_the_run_before_stops_nobody(tmp_path):
@@ -165,6 +220,20 @@ def test_a_signal_is_a_wish_and_a_second_ctrl_c_an_order(number):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+
+def test_signals_are_the_main_threads():
+    """A run that somebody plays in another thread leaves them to whoever has it."""
+    before, stop, passed = signal.getsignal(signal.SIGTERM), Stop(), []
+
+    def play_here():
+        with stop.on_signals():
+            passed.append(signal.getsignal(signal.SIGTERM) == before)
+
+    thread = threading.Thread(target=play_here)
+    thread.start()
+    thread.join()
+    assert passed == [True]
 
 
 def test_stacks_name_threads_and_where_they_are(tmp_path):

@@ -231,13 +231,13 @@ class Scheduler:
         self._waiting = deque(r for r in self._waiting if r.prompt.group != group)
         self._drafts = deque(d for d in self._drafts if d.prompt.group != group)
         self._placing = None
-        active = np.array(self.state.active)
         for number, slot in enumerate(self._slots):
             if slot is not None and slot.prompt.group == group:
-                active[number] = False
                 self._slots[number] = None
                 self._free.append(number)
                 self.engine.free_resource(number)
+        # Nothing is read from the device: after a failure its arrays may be gone.
+        active = np.array([slot is not None for slot in self._slots])
         self.state = self.state._replace(active=self.engine.replicated(active))
 
     def generate(

@@ -9,11 +9,9 @@ child: alarms fail in threads, and Python never sees one that a C library sits o
 """
 
 import ctypes
-import faulthandler
 import json
 import os
 import resource
-import select
 import signal
 import sys
 import time
@@ -31,7 +29,10 @@ from magistral_jax.verifier.reward import (
     loaded,
     without_reward,
 )
+from magistral_jax.verifier.sandbox.pipes import exchange, is_line
+from magistral_jax.verifier.stacks import tell_when_asked
 from magistral_jax.verifier.wire import (
+    LINE_LIMIT,
     Limits,
     Question,
     limits_in,
@@ -47,7 +48,6 @@ READY = b"ready\n"
 RECYCLE = 2000
 """Checks after which a child is replaced, so that what its libraries keep does not pile up."""
 _NEEDS = b"needs "
-_LINE_LIMIT = 1_000_000
 _MOST_WALL = 4
 _LOOK_S = 0.5
 _TRIES = 3
@@ -132,7 +132,10 @@ class Server:
                 self._fork()
             self._asked += 1
             try:
-                answer = _exchange(self._to, self._back, line, _Clock(self._pid, limits))
+                left = _Clock(self._pid, limits).left
+                answer = exchange(
+                    self._to, self._back, line, is_whole=is_line, left=left, most=LINE_LIMIT
+                )
             except BaseException as fault:
                 code = self._end()
                 if isinstance(fault, EOFError):
@@ -217,28 +220,6 @@ class _Clock:
             return 0.0, 0.0
 
 
-def _exchange(to: int, back: int, line: bytes, clock: _Clock) -> bytes:
-    """The line that comes back while `line` is being fed. Raises TimeoutError or EOFError."""
-    unsent, received = memoryview(line), bytearray()
-    left = clock.left()
-    while not received.endswith(b"\n"):
-        readable, writable, _ = select.select([back], [to] if unsent else [], [], left)
-        if not readable and not writable:
-            left = clock.left()
-            continue
-        if writable:
-            try:
-                unsent = unsent[os.write(to, unsent) :]
-            except BrokenPipeError:
-                raise EOFError from None
-        if readable:
-            chunk = os.read(back, 65536)
-            received += chunk
-            if not chunk or len(received) > _LINE_LIMIT:
-                raise EOFError
-    return bytes(received)
-
-
 def _serve(judge: Judge, requests: int, answers: int) -> NoReturn:
     """The child: it answers line by line until nobody asks any more."""
     with os.fdopen(requests, "rb") as lines:
@@ -297,7 +278,7 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     keep = int(sys.argv[2]) if len(sys.argv) > 2 else -1
     if keep >= 0:
-        faulthandler.register(signal.SIGUSR1, file=keep, all_threads=True)
+        tell_when_asked(keep)
     rule, config = RewardRule(**settings["rule"]), VerifierConfig(**settings["config"])
     server = Server(rule, config, keep=keep)
     _limit_itself()

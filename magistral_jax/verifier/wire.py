@@ -17,6 +17,8 @@ WALL_SHARE = 1.4
 """Wall time allowed for one second of CPU: a process that sleeps is ended by this."""
 COMPILE_S = 10.0
 SLACK_S = 30.0
+LINE_LIMIT = 1_000_000
+"""An answer never comes near it."""
 
 
 @dataclass(frozen=True)

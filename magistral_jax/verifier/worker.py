@@ -2,18 +2,16 @@
 
 Each place of the pool is a server (see `server`), which watches over the child that judges. Here
 only the servers are watched over: one that dies is replaced, and its question asked again; one that
-says nothing long after every limit has passed tells where it hangs, and costs one completion, whose
-outcome is "error".
+says nothing long after every limit has passed is asked where it hangs (see `stacks`), and costs one
+completion, whose outcome is "error". Every replacement is counted and told.
 """
 
 import json
 import os
-import re
 import selectors
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -29,22 +27,26 @@ from magistral_jax.config import VerifierConfig
 from magistral_jax.types import Problem, UserError, Verdict
 from magistral_jax.verifier.own import load_own
 from magistral_jax.verifier.reward import RewardRule, without_reward
+from magistral_jax.verifier.sandbox.pipes import exchange, is_line, until
 from magistral_jax.verifier.server import READY
-from magistral_jax.verifier.wire import Question, limits_of, question_line, verdict_in
+from magistral_jax.verifier.stacks import Stacks
+from magistral_jax.verifier.wire import LINE_LIMIT, Question, limits_of, question_line, verdict_in
 
 _COMMAND = (sys.executable, "-P", "-m", "magistral_jax.verifier.server")
 _START_S = 60.0
 _STARTS = 3
 _MOST_KILLS = 100
-_LINE_LIMIT = 1_000_000
+_ENDING_S = 0.5
+"""Between a process's last word and what it leaves to be waited for."""
 _TRIES = 3
 _PATIENCE = 10
 """A server settles a check within a few times its limit: what is asked, then a known-good answer,
 then the format again, each up to four times longer under load."""
 _LOADING_S = 60.0
 _TELLING_S = 1.0
-"""For a process that hangs, to write down where."""
-_INNERMOST = 4
+"""For a process that hangs, to say where."""
+_RESERVE_S = 2 * _TELLING_S
+"""Of a completion's time, for that and for a new process."""
 _INHERITED = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "TMPDIR")
 
 
@@ -62,8 +64,9 @@ class VerifierPool:
         tell: Callable[[str], object] = lambda message: None,
         most_s: float = float("inf"),
     ) -> None:
-        """`tell` hears of each process that had to be replaced, from any thread; `most_s` is the
-        longest that one may say nothing."""
+        """`tell` hears of each process that had to be replaced, from any thread: one line, then,
+        of one that hangs, its stacks. `most_s` is the longest that a completion waits for processes
+        that say nothing; whoever gives it up later gets its verdict first."""
         if config.own:
             load_own(config.own)  # a mistake is told now, and not with every completion
         path = config.language_model
@@ -71,7 +74,7 @@ class VerifierPool:
             raise UserError(f"verifier.language_model is {path!r}; there is no such file.")
         self._config = config
         self._broken = ""
-        self._tell, self._most_s = tell, most_s
+        self._most_s = most_s
         settings = json.dumps({"rule": asdict(rule), "config": asdict(config)})
         command = [*_COMMAND, settings]
         self._children = [_Child(command, tell) for _ in range(config.workers)]
@@ -88,6 +91,11 @@ class VerifierPool:
     def pids(self) -> list[int]:
         """The processes at work now."""
         return [pid for child in self._children if (pid := child.pid) is not None]
+
+    @property
+    def replaced(self) -> int:
+        """How many processes have been replaced so far. Any thread may ask."""
+        return sum(child.replaced for child in self._children)
 
     def submit(self, problem: Problem, text: str, tokens: int, draw: str = "") -> Future[Verdict]:
         """The verdict to come. Raises RuntimeError through the future if no process can start.
@@ -126,27 +134,29 @@ class VerifierPool:
             raise RuntimeError(self._broken)
         limits = limits_of(question.problem, self._config)
         line = question_line(question, limits)
-        deadline_s = min(_PATIENCE * limits.wall_s + _LOADING_S, self._most_s)
+        patience_s = _PATIENCE * limits.wall_s + _LOADING_S
+        left_s = max(self._most_s - _RESERVE_S, self._most_s / 2)
         at = f"while it judged problem {question.problem.id!r}"
         child = self._idle.get_nowait()  # never empty: there are as many threads as children
         try:
-            for _ in range(_TRIES):
+            tries = 0
+            while tries < _TRIES and left_s > 0:
+                tries += 1
                 child.make_ready()
+                asked, most_s = time.monotonic(), min(patience_s, left_s)
                 try:
-                    return verdict_in(child.ask(line, deadline_s))
+                    return verdict_in(child.ask(line, most_s))
                 except TimeoutError:
-                    silence = f"said nothing for {deadline_s:g} s"
-                    self._tell(f"{child.name} {silence} {at}, and is replaced; {child.where()}")
-                    child.replace()
+                    silence = f"said nothing for {most_s:.4g} s"
+                    child.replace(f"{silence} {at}", child.where())
                     return without_reward("error", f"its process {silence}")
                 except EOFError:
-                    self._tell(f"{child.name} died {at}{child.cause()}, and is replaced")
-                    child.replace()
+                    child.replace(f"died {at}{_cause(child.code())}")
+                    left_s -= time.monotonic() - asked
                 except (ValueError, TypeError):
-                    self._tell(f"{child.name} answered nonsense {at}, and is replaced")
-                    child.replace()
+                    child.replace(f"answered nonsense {at}")
                     return without_reward("error", "its process answered nonsense")
-            return without_reward("error", f"its process died {_TRIES} times")
+            return without_reward("error", f"its process died {tries} times")
         except _CannotStart as failure:
             self._broken = str(failure)
             raise
@@ -164,66 +174,50 @@ class _Child:
     def __init__(self, command: list[str], tell: Callable[[str], object]) -> None:
         self._command, self._tell = command, tell
         self._lock = Lock()
-        self._stacks, path = tempfile.mkstemp()
-        os.unlink(path)
+        self._stacks = Stacks()
+        self.replaced = 0
         self._is_stopped = False
         self._is_ready = False
         # Never holds a process already waited for, so that its pid is safe to signal.
         self._process: subprocess.Popen[bytes] | None = None
-        self.replace()
+        self._start()
 
     @property
     def pid(self) -> int | None:
         process = self._process
         return process.pid if process is not None else None
 
-    @property
-    def name(self) -> str:
-        return f"verifier process {self.pid}"
-
-    def cause(self) -> str:
-        """How it ended, if it says so: " (by signal 9)"."""
-        process = self._process
-        if process is None:
-            return ""
-        with suppress(subprocess.TimeoutExpired):
-            code = process.wait(0.1)
-            return f" (by signal {-code})" if code < 0 else f" (exit code {code})"
-        return ""
+    def code(self) -> int | None:
+        """How it ended, < 0 is a signal; None if it goes on. It is not waited for."""
+        process, end = self._process, time.monotonic() + _ENDING_S
+        while process is not None and time.monotonic() < end:
+            how = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+            if how is not None:
+                return how.si_status if how.si_code == os.CLD_EXITED else -how.si_status
+            time.sleep(_ENDING_S / 50)
+        return None
 
     def where(self) -> str:
-        """Where a process that hangs, or the child of it that judges, is; newest call first."""
-        os.ftruncate(self._stacks, 0)
-        os.lseek(self._stacks, 0, os.SEEK_SET)  # theirs, too: they write to the same open file
+        """Where it hangs. It can only be killed afterwards."""
         process = self._process
-        if process is not None:
-            for number in (signal.SIGCONT, signal.SIGUSR1):
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, number)
-        until = time.monotonic() + _TELLING_S
-        while time.monotonic() < until:
-            time.sleep(_TELLING_S / 10)
-            text = os.pread(self._stacks, _LINE_LIMIT, 0).decode("utf-8", "replace")
-            calls = re.findall(r'File "([^"]+)", line (\d+) in (.+)', text)
-            if calls:
-                places = [f"{name} ({Path(f).name}:{line})" for f, line, name in calls]
-                return "it hangs in " + " <- ".join(places[:_INNERMOST])
-        return "it cannot be asked where it hangs"
+        return self._stacks.ask(process.pid, _TELLING_S) if process is not None else ""
 
     def make_ready(self) -> None:
         """Wait until the process takes a question, starting it again where that helps."""
         if self._is_ready and self._has_spoken():
-            self._tell(f"{self.name} died or spoke unasked{self.cause()}, and is replaced")
-            self.replace()
+            code = self.code()
+            said = "spoke unasked" if code is None else f"died between two questions{_cause(code)}"
+            self.replace(said)
         failures = kills = 0
         while not self._is_ready and failures < _STARTS and kills < _MOST_KILLS:
             with suppress(TimeoutError, EOFError):
                 self._is_ready = self.ask(b"", _START_S) == READY
             if not self._is_ready:
+                code = self.code()
                 # Killed from outside, as by a tired machine: that tells nothing about starting.
-                kills += self._was_killed()
-                failures += not self._was_killed()
-                self.replace()
+                kills += code == -signal.SIGKILL
+                failures += code != -signal.SIGKILL
+                self.replace(f"failed to start{_cause(code)}")
         if not self._is_ready:
             raise _CannotStart(
                 f"A verifier process failed to start {_STARTS} times in a row, with {_START_S} s "
@@ -236,18 +230,27 @@ class _Child:
         if process is None:
             raise CancelledError
         try:
-            return _exchange(process, line, time.monotonic() + timeout_s)
+            assert process.stdin is not None and process.stdout is not None
+            return exchange(
+                process.stdin.fileno(),
+                process.stdout.fileno(),
+                line,
+                is_whole=is_line,
+                left=until(time.monotonic() + timeout_s),
+                most=LINE_LIMIT,
+            )
         except EOFError:
             if self._is_stopped:
                 raise CancelledError from None
             raise
 
-    def replace(self) -> None:
-        """End the process, if there is one, and start another, unless stopped."""
+    def replace(self, why: str, where: str = "") -> None:
+        """End the process, start another and tell, unless stopped."""
+        message = f"verifier process {self.pid} {why}, and is replaced"
         self.end()
-        with self._lock:
-            if not self._is_stopped:
-                self._process = _start(self._command, self._stacks)
+        if self._start():
+            self.replaced += 1
+            self._tell(f"{message}; {where}" if where else message)
 
     def stop(self) -> None:
         """Kill the process for good; whoever waits for it wakes and sees its end."""
@@ -272,17 +275,13 @@ class _Child:
 
     def close(self) -> None:
         self.end()
-        stacks, self._stacks = self._stacks, -1
-        if stacks >= 0:
-            os.close(stacks)
+        self._stacks.close()
 
-    def _was_killed(self) -> bool:
-        process = self._process
-        if process is None:
-            return False
-        with suppress(subprocess.TimeoutExpired):
-            return process.wait(0.1) == -signal.SIGKILL
-        return False
+    def _start(self) -> bool:
+        with self._lock:
+            if not self._is_stopped:
+                self._process = _start(self._command, self._stacks.fileno())
+            return not self._is_stopped
 
     def _has_spoken(self) -> bool:
         """True if the process said something unasked. Its end counts: it closes the pipe."""
@@ -326,38 +325,12 @@ def _start(command: list[str], stacks: int) -> subprocess.Popen[bytes]:
     return process
 
 
+def _cause(code: int | None) -> str:
+    if code is None:
+        return ""
+    return f" (by signal {-code})" if code < 0 else f" (exit code {code})"
+
+
 def _kill(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def _exchange(process: subprocess.Popen[bytes], line: bytes, deadline: float) -> bytes:
-    """What the process writes up to a line's end, while `line` is being fed to it.
-
-    Reads and writes at once, so neither side waits for the other with its pipe full. Raises
-    TimeoutError at the deadline, EOFError if the process has ended or will not stop writing.
-    """
-    assert process.stdin is not None and process.stdout is not None
-    unsent, received = memoryview(line), bytearray()
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        if unsent:
-            selector.register(process.stdin, selectors.EVENT_WRITE)
-        while not received.endswith(b"\n"):
-            ready = selector.select(max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise TimeoutError
-            for key, _ in ready:
-                if key.fileobj is process.stdout:
-                    chunk = os.read(key.fd, 65536)
-                    received += chunk
-                    if not chunk or len(received) > _LINE_LIMIT:
-                        raise EOFError
-                else:
-                    try:
-                        unsent = unsent[os.write(key.fd, unsent) :]
-                    except BrokenPipeError:
-                        raise EOFError from None
-                    if not unsent:
-                        selector.unregister(process.stdin)
-    return bytes(received)

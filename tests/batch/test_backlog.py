@@ -81,7 +81,7 @@ def test_the_lag_reaches_its_bound_and_not_more(max_lag):
     """A generator that never hears of new weights gets S + 1 batches out, then must wait."""
     backlog = make_backlog(max_lag=max_lag)
     position = 0
-    while backlog.can_dispatch():
+    while backlog.can_dispatch() and position < 50:
         backlog.dispatch(make_prompt(position))
         finish(backlog, position, KEPT)
         position += 1

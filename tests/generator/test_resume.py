@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from magistral_jax.types import Completion, InFlight, VersionSpan
+from magistral_jax.types import Completion, InFlight, UserError, VersionSpan
 
 TOLERANCE = 1e-4
 LENGTHS = {0: 3, 1: 15, 2: 17, 3: 26, 4: 16, 5: 9}
 """Prompt lengths by group."""
 SLOTS = 4
-CUTS = [0, 1, 3, 6, 10, 14, 19]
+CUTS = [0, 1, 3, 6, 10, 14, 22, 34]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_without_its_cache_sequences_are_prefilled_again_and_say_so(policy, alon
 
 
 def test_new_weights_of_a_resume_sample_the_rest_on_a_cache_of_their_own(policy):
-    """Nothing of the old weights' keys and values is left: the log-probs are the new ones' alone."""
+    """Nothing of the old weights' keys and values is left in the log-probs that follow."""
     first, _ = begun(policy, 5, stops=False)
     found = first.in_flight(cache=False)
     second = policy.scheduler(SLOTS, version=2, stops=False)
@@ -240,6 +240,19 @@ def test_only_an_unused_generator_takes_over(policy):
         scheduler.restore(InFlight())
 
 
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_sequence_that_may_become_longer_than_ours_is_refused(policy, steps):
+    """Begun already, or waiting: its tokens would have no place."""
+    found = begun(policy, steps, groups=[0])[0].in_flight(cache=False)
+    for max_tokens in (11, 12, 13):
+        scheduler = policy.scheduler(SLOTS, max_tokens=max_tokens)
+        if max_tokens >= 12:
+            scheduler.restore(found)
+            continue
+        with pytest.raises(UserError, match=r"may take 12 tokens.*generator\.max_tokens is 11\."):
+            scheduler.restore(found)
+
+
 class Broken(RuntimeError):
     pass
 
@@ -327,6 +340,8 @@ def test_a_sequence_whose_prefill_fails_again_is_named_and_goes_on_waiting(polic
             second.step()
         assert second.placing is found.drafts[call - 1].prompt
         second.restart(second.snapshot)
+    done += second.step()
+    assert second.placing is None, "what fails from here on is nobody's"
     after = done + drain(second)
     assert len({name_of(c) for c in after}) == len(after) == 12
     assert all(c.tokens.tolist() == alone[name_of(c)].tokens.tolist() for c in after)
@@ -358,16 +373,28 @@ def test_a_prompt_given_up_makes_room_and_changes_no_other(policy, alone, group)
     for name, completion in done.items():
         assert completion.tokens.tolist() == alone[name].tokens.tolist()
         assert completion.refills == ()
-    assert vacant == SLOTS - 9 + 0 and scheduler.num_vacant == SLOTS
+    assert vacant == SLOTS - 9 and scheduler.num_vacant == SLOTS
 
 
-def test_a_prompt_given_up_after_a_failure_is_forgotten(policy):
+def test_slots_given_up_rest_where_nobody_waits_for_them(policy):
+    scheduler, _ = begun(policy, 2, groups=[0], stops=False)
+    scheduler.submit(policy.prompt(1, LENGTHS[1]), count=1)
+    scheduler.step()
+    scheduler.cancel(0)
+    assert (scheduler.num_active, scheduler.num_vacant) == (1, SLOTS - 1)
+    assert [name_of(c) for c in drain(scheduler)] == [(1, 0)]
+
+
+@pytest.mark.parametrize("place", ["prefill", "bulk_insert"])
+def test_a_prompt_given_up_after_a_failure_is_forgotten(policy, place):
     scheduler, _ = begun(policy, 0)
-    with failing(scheduler.engine, "prefill", 2), pytest.raises(Broken):
+    with failing(scheduler.engine, place, 2), pytest.raises(Broken):
         scheduler.step()
-    assert scheduler.placing is not None
-    scheduler.restart(scheduler.snapshot)
+    assert scheduler.placing.group == 1
+    # The device may have nothing left to be told.
     scheduler.cancel(1)
+    assert scheduler.placing is None
+    scheduler.restart(scheduler.snapshot)
     assert {c.group for c in drain(scheduler)} == {0, 2, 3}
     # Sequences that wait for a slot, too.
     first, _ = begun(policy, 3)
@@ -381,9 +408,9 @@ def test_what_is_written_so_far_can_be_read(policy, alone):
     scheduler, _ = begun(policy, 3)
     written = scheduler.written(0, 1)
     assert written.tolist() == alone[0, 1].tokens[:3].tolist()
-    scheduler.step()
-    assert len(written) == 3, "it is a copy"
     assert scheduler.written(3, 0).tolist() == [] == scheduler.written(77, 0).tolist()
+    drain(scheduler)
+    assert written.tolist() == alone[0, 1].tokens[:3].tolist(), "another took its place"
 
 
 def test_prefills_are_told_by_whether_they_were_done_before(policy):
@@ -397,6 +424,7 @@ def test_prefills_are_told_by_whether_they_were_done_before(policy):
     assert told == ["prefill"]
     first.swap(policy.snapshot(1))
     assert told == ["prefill", "prefill_repeated"]
+    assert [d.refills for d in first.in_flight(cache=False).drafts] == [(3,)] * 3
     told.clear()
     second = policy.scheduler(SLOTS, version=1, stops=False, doing=doing)
     second.restore(first.in_flight(cache=False))

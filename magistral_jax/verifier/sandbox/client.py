@@ -5,7 +5,6 @@ stays small, loads nothing of this package, and shows nothing of this process.
 """
 
 import os
-import selectors
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from types import TracebackType
 from magistral_jax.types import UserError
 from magistral_jax.verifier.sandbox import frames, layers
 from magistral_jax.verifier.sandbox.job import Found, Job, Layer, Limits, Ran
+from magistral_jax.verifier.sandbox.pipes import exchange, until
 
 _MODULES = (
     "frames",
@@ -218,7 +218,7 @@ class Sandbox:
             if self._process is None or self._process.poll() is not None:
                 self._stop()
                 self._start()
-            header, blobs = self._exchange(message, time.monotonic() + budget_s, most)
+            header, blobs = self._exchange(message, budget_s, most)
             return _results(header, blobs)
         except (_Refused, TimeoutError, EOFError, OSError, ValueError, KeyError) as failure:
             reason = f"{type(failure).__name__}: {failure} {self._last_words()}"
@@ -266,7 +266,7 @@ class Sandbox:
         message = b"".join(len(text).to_bytes(4, "big") + text for text in sources)
         message += frames.pack(self._setting, [])
         try:
-            header, _ = self._exchange(message, time.monotonic() + _START_S, _OVERHEAD_BYTES)
+            header, _ = self._exchange(message, _START_S, _OVERHEAD_BYTES)
         except (TimeoutError, EOFError) as failure:
             words = self._last_words()
             raise _Refused(f"its launcher fails: {type(failure).__name__} {words}") from failure
@@ -274,32 +274,19 @@ class Sandbox:
             raise _Refused(header["refused"])
         self._landlock = int(header["landlock"])
 
-    def _exchange(self, message: bytes, deadline: float, most: int) -> tuple[dict, list[bytes]]:
+    def _exchange(self, message: bytes, budget_s: float, most: int) -> tuple[dict, list[bytes]]:
         """Send a message while receiving the answer, of up to `most` bytes."""
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
-        unsent, received = memoryview(message), bytearray()
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            selector.register(process.stdin, selectors.EVENT_WRITE)
-            while (size := frames.size_of(received)) is None or len(received) < size:
-                ready = selector.select(max(0.0, deadline - time.monotonic()))
-                if not ready:
-                    raise TimeoutError("the launcher does not answer")
-                for key, _ in ready:
-                    if key.fileobj is process.stdout:
-                        chunk = os.read(key.fd, 1 << 20)
-                        received += chunk
-                        if not chunk or len(received) > most:
-                            raise EOFError("the launcher has ended")
-                        continue
-                    try:
-                        unsent = unsent[os.write(key.fd, unsent[: 1 << 20]) :]
-                    except BrokenPipeError:
-                        raise EOFError("the launcher has ended") from None
-                    if not unsent:
-                        selector.unregister(process.stdin)
-        return frames.unpack(received)
+        answer = exchange(
+            process.stdin.fileno(),
+            process.stdout.fileno(),
+            message,
+            is_whole=_is_message,
+            left=until(time.monotonic() + budget_s),
+            most=most,
+        )
+        return frames.unpack(answer)
 
     def _last_words(self) -> str:
         if self._process is None or self._process.stderr is None:
@@ -336,6 +323,11 @@ def probe(layer: Layer = "auto") -> Found:
 def _numbers(version: str) -> tuple[int, ...]:
     parts = version.split(".")
     return tuple(int(part) for part in parts) if all(p.isdecimal() for p in parts) else ()
+
+
+def _is_message(received: bytearray) -> bool:
+    size = frames.size_of(received)
+    return size is not None and len(received) >= size
 
 
 def _results(header: dict, blobs: list[bytes]) -> list[Ran]:
