@@ -42,6 +42,9 @@ def load(path: str | Path | None, overrides: Sequence[tuple[str, str]] = ()) -> 
     table = _parse(path, faults) if path else {}
     # Fields outside any table are the run's own; a file may gather them under [run].
     if isinstance(own := table.get("run"), dict):
+        faults += [
+            f"{name} is in [run] and outside it; say it once." for name in own if name in table
+        ]
         table = {**own, **{name: value for name, value in table.items() if name != "run"}}
     for key, value in _leaves(table, "", faults):
         take(key, key, value)

@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic, strftime
 from types import FrameType
@@ -125,7 +125,8 @@ class Watch:
                 faulthandler.dump_traceback_later(
                     self._stall_s + 10 * _SLACK_S, file=file, exit=True
                 )
-                self._on_tick()
+                with suppress(OSError):
+                    self._on_tick()
                 if (self._folder / NOTICE).exists():
                     (self._folder / NOTICE).unlink(missing_ok=True)
                     self._stop.request("the file " + NOTICE)
@@ -158,12 +159,18 @@ class Watch:
         )
         self._exit(STALLED)
 
-    def _dump(self) -> Path:
-        return dump_stacks(self._folder)
+    # Neither a full disk nor a reader of stderr that is gone may keep the process from ending.
+
+    def _dump(self) -> str:
+        try:
+            return str(dump_stacks(self._folder))
+        except OSError as fault:
+            return f"not written ({fault.strerror})"
 
     def _say(self, text: str) -> None:
-        sys.stderr.write(f"magistral-jax: {text}\n")
-        sys.stderr.flush()
+        with suppress(OSError, ValueError):
+            sys.stderr.write(f"magistral-jax: {text}\n")
+            sys.stderr.flush()
 
     def _exit(self, code: int) -> None:
         try:

@@ -373,3 +373,8 @@ def test_every_rule_names_existing_fields_and_the_default_breaks_none():
                     named = re.findall(r"\b[a-z]\w*(?:\.[a-z]\w*)+", message)
                     assert {message.split()[0], *named} <= known.keys(), message
     assert seen > len(numbers)
+
+
+def test_a_field_in_the_run_table_and_outside_it_is_a_fault(tmp_path):
+    [told] = faults_of(write(tmp_path, "seed = 1\n[run]\nseed = 2\n"))
+    assert told == "seed is in [run] and outside it; say it once."

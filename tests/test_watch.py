@@ -155,6 +155,18 @@ def test_a_stop_that_takes_too_long_ends_the_run_all_the_same(tmp_path):
     assert took < 5
 
 
+def test_who_hangs_is_ended_though_nobody_reads_what_is_said(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PLAY + HANG_IN_A_THREAD, str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    with process:
+        process.stderr.close()
+        assert process.wait(15) == 70
+    assert "in hang_here" in (tmp_path / STACKS).read_text()
+
+
 def test_a_file_named_stop_is_a_wish_to_stop(tmp_path):
     done, _ = play(STOP_BY_A_FILE, tmp_path)
     assert (done.returncode, done.stdout) == (0, f"the file {NOTICE} False\n"), done.stderr
