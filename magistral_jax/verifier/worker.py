@@ -225,24 +225,20 @@ class _Child:
             )
 
     def ask(self, line: bytes, timeout_s: float) -> bytes:
-        """The line that the process answers; TimeoutError or EOFError without one."""
+        """The line that the process answers; TimeoutError or EOFError without one, and
+        CancelledError once there is no process any more."""
         process = self._process
         if process is None:
             raise CancelledError
-        try:
-            assert process.stdin is not None and process.stdout is not None
-            return exchange(
-                process.stdin.fileno(),
-                process.stdout.fileno(),
-                line,
-                is_whole=is_line,
-                left=until(time.monotonic() + timeout_s),
-                most=LINE_LIMIT,
-            )
-        except EOFError:
-            if self._is_stopped:
-                raise CancelledError from None
-            raise
+        assert process.stdin is not None and process.stdout is not None
+        return exchange(
+            process.stdin.fileno(),
+            process.stdout.fileno(),
+            line,
+            is_whole=is_line,
+            left=until(time.monotonic() + timeout_s),
+            most=LINE_LIMIT,
+        )
 
     def replace(self, why: str, where: str = "") -> None:
         """End the process, start another and tell, unless stopped."""
