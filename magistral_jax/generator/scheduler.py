@@ -136,10 +136,7 @@ class Scheduler:
             request.prefix = None  # a new sequence starts as on a fresh engine
         for number, slot in enumerate(self._slots):
             if slot is not None:
-                start = int(self._count[number])
-                if slot.spans[-1].start == start:
-                    slot.spans.pop()
-                slot.spans.append(VersionSpan(start=start, version=snapshot.version))
+                slot.spans = continued(slot.spans, int(self._count[number]), snapshot.version)
         if self.kv_on_update == "recompute":
             self._refill()
 
@@ -350,10 +347,8 @@ class Scheduler:
     def _write_down(self, draft: Draft, number: int) -> None:
         """A sequence takes a slot, on the host."""
         count = len(draft.tokens)
-        spans = list(draft.spans)
-        if spans[-1].version < self.version:
-            spans = [s for s in spans if s.start < count]
-            spans.append(VersionSpan(start=count, version=self.version))
+        is_older = draft.spans[-1].version < self.version
+        spans = continued(draft.spans, count, self.version) if is_older else list(draft.spans)
         self._slots[number] = Slot(
             prompt=draft.prompt,
             index=draft.index,
@@ -398,3 +393,8 @@ class Scheduler:
             produced=len(tokens),
         )
         self._placing = None
+
+
+def continued(spans: Sequence[VersionSpan], start: int, version: int) -> list[VersionSpan]:
+    """The spans of a sequence whose tokens from `start` on are sampled under `version`."""
+    return [*(s for s in spans if s.start < start), VersionSpan(start=start, version=version)]

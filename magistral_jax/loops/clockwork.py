@@ -18,6 +18,7 @@ from magistral_jax.loops.moves import (
     Handed,
     Picture,
     learn,
+    plain_picture,
     report,
     verdict_of,
 )
@@ -130,10 +131,7 @@ class Clockwork:
         self._generation.probe_to_the_end(snapshot)
         step = update.version + 1
         wanted = rooms.wants_frontier(step)
-        report(rooms, step, self.picture(report=True) if wanted else self._plain())
-
-    def _plain(self) -> Picture:
-        return self._generation.picture(frontier=False)
+        report(rooms, step, self.picture(report=True) if wanted else plain_picture(rooms))
 
     def _consume_verdicts(self) -> None:
         while self._due and self._due[0][0] <= self._tick:

@@ -272,19 +272,19 @@ def brief(failure: BaseException) -> str:
 
 def _pushed(rooms: Rooms, version: int) -> Snapshot:
     """The push, again where it fails: until it succeeds the generator decodes on as it was."""
-    for attempt in range(1, PUSHES):
+    attempt = 0
+    while True:
+        attempt += 1
         try:
             return rooms.push(version)
         except Exception as failure:
+            if attempt == PUSHES:
+                raise RunFailed(
+                    f"the push of weights {version} failed {PUSHES} times: {brief(failure)}"
+                ) from failure
             rooms.on_failure(
                 "push",
                 f"the push of weights {version} failed ({brief(failure)}); version {version - 1} "
                 f"stays, and it is tried again ({attempt} of {PUSHES - 1})",
             )
             sleep(0.1 * 4 ** (attempt - 1))
-    try:
-        return rooms.push(version)
-    except Exception as failure:
-        raise RunFailed(
-            f"the push of weights {version} failed {PUSHES} times: {brief(failure)}"
-        ) from failure
