@@ -8,7 +8,7 @@ interrupted by a second Ctrl-C.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import get_args
@@ -60,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
         help_text = text.replace("%", "%%")  # argparse formats it, and not the description
         sub = commands.add_parser(name, help=help_text, description=text, allow_abbrev=False)
         sub.set_defaults(command=function)
-        asked = {"export": "RUN", "verify": "FILE.jsonl", "bench": "CONFIG.toml|verify"}
+        asked = {"export": "RUN", "verify": "FILE.jsonl", "bench": "CONFIG.toml|verify|decode"}
         asked = asked.get(name, "CONFIG.toml")
         sub.add_argument("config", metavar=asked, type=Path)
         return sub
@@ -95,16 +95,49 @@ def make_parser() -> argparse.ArgumentParser:
         "--config", dest="rules", metavar="CONFIG.toml", type=Path, help="take its limits and rule"
     )
     verify.add_argument("--workers", type=int, default=None, help="processes (default: all cores)")
-    bench = command("bench", bench_command, "Speeds on this machine: of a config, or of verdicts.")
-    bench.set_defaults(rules=None)
-    bench.add_argument("--workers", type=int, help="verify: processes (default: all cores)")
-    bench.add_argument("--json", type=Path, help="also write the table to this file")
+    add_bench(command)
     chaos = command("chaos", chaos_command, "Kill a run again and again; what it lost.")
     chaos.add_argument("--kills", type=int, default=50, help="SIGKILLs in all (default: 50)")
     chaos.add_argument("--run-dir", type=Path, help="folder of its runs (default: runs/chaos)")
     chaos.add_argument("--chaos-seed", type=int, default=0, help="draws the moments")
     chaos.add_argument("--json", type=Path, help="also write the table to this file")
     return parser
+
+
+def add_bench(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """`bench CONFIG.toml`, `bench verify`, `bench decode`, with the options of all three."""
+    bench = command(
+        "bench", bench_command, "Speeds on this machine: of a config, of verdicts, of the sampler."
+    )
+    bench.set_defaults(rules=None)
+    bench.add_argument("--workers", type=int, help="verify: processes (default: all cores)")
+    bench.add_argument("--json", type=Path, help="also write the table to this file")
+    decode = bench.add_argument_group("bench decode")
+    decode.add_argument("--model", metavar="SOURCE", help="what model.source may be")
+    decode.add_argument("--concurrency", type=counts, default=(1, 8, 32, 64), metavar="1,8,32,64")
+    decode.add_argument("--prompt-tokens", type=int, default=96)
+    decode.add_argument("--new-tokens", type=int, default=128)
+    decode.add_argument("--dtype", type=words, default=("bf16", "f32"), metavar="bf16,f32")
+    decode.add_argument("--lengths", choices=["equal", "skewed"], default="equal")
+    decode.add_argument("--threads", type=int, default=0, help="processors (default: all)")
+    decode.add_argument("--repeats", type=int, default=3, help="measured, after one that is not")
+    decode.add_argument(
+        "--peer", action="append", default=[], metavar="transformers|llama.cpp", help="beside ours"
+    )
+    decode.add_argument("--peer-python", default="", help="the interpreter that has the peers")
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a list with commas."""
+    return tuple(text.split(","))
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """The numbers above 0 of a list with commas."""
+    found = tuple(int(word) for word in words(text))
+    if min(found) < 1:
+        raise ValueError(text)
+    return found
 
 
 def refuse_misspelt_options(options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -138,7 +171,7 @@ def config_path(options: argparse.Namespace) -> Path | None:
     """The file that holds the config: the argument itself, or the one in the run it names."""
     if options.command is verify_command:
         return options.rules
-    if options.command is bench_command and _is_of_verdicts(options):
+    if options.command is bench_command and str(options.config) in ("verify", "decode"):
         return None
     if options.command is not export_command:
         return options.config
@@ -211,6 +244,22 @@ def bench_command(config: RunConfig, options: argparse.Namespace) -> int:
         from magistral_jax.tools.bench_verify import bench_verify
 
         return bench_verify(config, json_path=options.json)
+    if str(options.config) == "decode":
+        from magistral_jax.tools.bench_decode import Asked, bench_decode
+
+        asked = Asked(
+            model=options.model or config.model.source,
+            concurrency=options.concurrency,
+            prompt_tokens=options.prompt_tokens,
+            new_tokens=options.new_tokens,
+            dtypes=options.dtype,
+            lengths=options.lengths,
+            threads=options.threads or len(os.sched_getaffinity(0)),
+            peers=tuple(options.peer),
+            peer_python=options.peer_python,
+            repeats=options.repeats,
+        )
+        return bench_decode(config, asked, json_path=options.json)
     from magistral_jax.tools.bench import bench
 
     return bench(config, json_path=options.json)

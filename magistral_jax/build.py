@@ -211,6 +211,7 @@ class Run:
             group_size=generator.group_size,
             max_tokens=generator.max_tokens,
             kv_on_update=generator.kv_on_update,
+            steps_at_once=generator.steps_at_once,
             **options,
         )
 

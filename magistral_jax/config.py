@@ -91,6 +91,9 @@ class GeneratorConfig:
     """Evaluation only: sample from the k likeliest tokens; 0 is off. Training refuses it."""
     top_p: float = 1.0
     """Evaluation only: sample from the smallest set of this mass. Training refuses it."""
+    steps_at_once: int = 4
+    """Decode steps in one program, between two looks of the host: more of them keep the device
+    busier; a sequence that ends leaves its slot idle, and new weights wait, until the last."""
     kv_on_update: Literal["keep", "recompute"] = "keep"
     """New weights: continue on the stale KV cache (the paper), or prefill it again."""
 
@@ -249,7 +252,7 @@ class RunConfig:
     """The same run every time, bit for bit, stopped and resumed or not: what depends on timing in
     an asynchronous run is counted in decode steps instead. Requires checkpoint.kv = "save"."""
     deterministic_steps: int = 16
-    """Deterministic runs: decode steps from a full batch until its weights are applied, and from a
+    """Deterministic runs: turns of generator.steps_at_once decode steps from a full batch until its weights are applied, and from a
     completion's end until its verdict counts. Too few, and the generator waits."""
     stall_s: float = 600.0
     """Longest any part may wait for another, or be at one thing, before the run says who hangs,

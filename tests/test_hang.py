@@ -66,8 +66,20 @@ sys.exit(main(["train", "hangs.toml", "--run-dir", "run"]))
 # part -> (module, owner, function, calls that return, words of the message)
 PLACES = {
     "warm-up": ("trainer.trainer", "Trainer", "minibatch_step", 1, ["trainer is at the warm-up"]),
-    "evaluation": ("generator.engine", "Engine", "generate", 2, ["generator is at an evaluation"]),
-    "generator": ("generator.engine", "Engine", "generate", 30, ["generator is at a decode step"]),
+    "evaluation": (
+        "generator.engine",
+        "Engine",
+        "generate_many",
+        2,
+        ["generator is at an evaluation"],
+    ),
+    "generator": (
+        "generator.engine",
+        "Engine",
+        "generate_many",
+        8,
+        ["generator is at a decode step"],
+    ),
     "trainer": ("trainer.trainer", "Trainer", "step", 2, ["trainer is at update 3"]),
     "push": ("weights.push", "WeightPush", "__call__", 4, ["trainer is at the push of"]),
     "checkpoint": ("checkpoint", "", "_seal", 2, ["checkpoint writer", "step 2"]),

@@ -385,7 +385,7 @@ def test_a_generator_that_fails_once_is_counted_shown_and_goes_on(
     shared, monkeypatch, tmp_path, capsys
 ):
     engine = SharedRun(ASYNC).main_engine
-    honest, calls = engine.generate, 0
+    honest, calls = engine.generate_many, 0
 
     def fail_once(*args):
         nonlocal calls
@@ -394,7 +394,7 @@ def test_a_generator_that_fails_once_is_counted_shown_and_goes_on(
             raise RuntimeError("the device is gone")
         return honest(*args)
 
-    monkeypatch.setattr(engine, "generate", fail_once)
+    monkeypatch.setattr(engine, "generate_many", fail_once)
     assert train(ASYNC, tmp_path, resume=False) == FINISHED
     rows = rows_of(tmp_path)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))

@@ -203,6 +203,19 @@ class Engine:
             state, data = self._generate(params, decode_state, sampler or Sampler(), self._key(rng))
         return state, ResultTokens(data)
 
+    def generate_many(
+        self,
+        params: Params,
+        decode_state: DecodeState,
+        sampler: Sampler,
+        rng: Key[Array, ""],
+        steps: int,
+    ) -> tuple[DecodeState, Int[Array, "steps B 5"]]:
+        """`steps` times `generate` in one program, the results on top of each other: the host is
+        asked for nothing in between. A sequence that ends leaves its slot idle for the rest."""
+        with jax.set_mesh(self.mesh):
+            return self._generate_many(params, decode_state, sampler, rng, steps)
+
     def copied(self, decode_state: DecodeState) -> DecodeState:
         """The state in buffers of its own, which the next step does not take."""
         with jax.set_mesh(self.mesh):
@@ -255,8 +268,23 @@ class Engine:
 
     @cached_property
     def _generate(self) -> Any:
-        step = partial(generate, arch=self.arch, stop_ids=self.stop_ids, dtype=self.dtype)
-        return jax.jit(step, donate_argnums=1)
+        return jax.jit(self._step, donate_argnums=1)
+
+    @cached_property
+    def _generate_many(self) -> Any:
+        def many(
+            params: Params, state: DecodeState, sampler: Sampler, key: Key[Array, ""], steps: int
+        ) -> Any:
+            # The cache is the loop's carry, written in place: no copy of it is made.
+            return jax.lax.scan(
+                lambda state, _: self._step(params, state, sampler, key), state, length=steps
+            )
+
+        return jax.jit(many, donate_argnums=1, static_argnums=4)
+
+    @property
+    def _step(self) -> Any:
+        return partial(generate, arch=self.arch, stop_ids=self.stop_ids, dtype=self.dtype)
 
 
 def prefill(

@@ -8,6 +8,7 @@ Axes: B slots, V vocabulary.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,25 +46,52 @@ def uniforms(
     return jax.vmap(draw)(groups, indices, positions)
 
 
-def inverse_cdf(probabilities: Float[Array, "B V"], draws: Float[Array, " B"]) -> Int[Array, " B"]:
-    """Index at which the running sum of (unnormalised) probabilities passes the draw.
+class Blocks(NamedTuple):
+    """Logits in blocks of `BLOCK` words, and what is known of each block."""
 
-    Two levels: first the block, then the token in it. On CPU with 49k words and 64 slots this
-    takes 2 ms where `jax.random.categorical` takes 77 ms.
-    """
-    B, V = probabilities.shape
+    logits: Float[Array, "B blocks block"]
+    peaks: Float[Array, "B blocks"]
+    peak: Float[Array, " B"]
+    """The largest tempered logit."""
+    mass: Float[Array, "B blocks"]
+    """Sum of exp(tempered logit - peak) over the block."""
+
+
+def in_blocks(logits: Float[Array, "B V"], temperature: Float[Array, ""]) -> Blocks:
+    B, V = logits.shape
     blocks = -(-V // BLOCK)
-    padded = jnp.pad(probabilities, ((0, 0), (0, blocks * BLOCK - V)))
-    by_block = padded.reshape(B, blocks, BLOCK)
-    mass_of_block = jnp.sum(by_block, axis=-1)
-    mass = jnp.cumsum(mass_of_block, axis=-1)
-    target = draws * mass[:, -1]
-    block = first_past(mass, mass_of_block, target)
-    before = jnp.take_along_axis(mass, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0]
+    logits = jnp.pad(logits, ((0, 0), (0, blocks * BLOCK - V)), constant_values=-jnp.inf)
+    logits = logits.reshape(B, blocks, BLOCK)
+    # The largest is the largest at any temperature, so the tempered logits need not be written.
+    peaks = jnp.max(logits, axis=-1)
+    peak = tempered(jnp.max(peaks, axis=-1), temperature)
+    masses = jnp.exp(tempered(logits, temperature) - peak[:, None, None])
+    return Blocks(logits, peaks, peak, jnp.sum(masses, axis=-1))
+
+
+def likeliest(blocks: Blocks) -> Int[Array, " B"]:
+    """The word of the largest logit, the first of equal ones; `jnp.argmax` takes 5 ms of CPU."""
+    block = jnp.argmax(blocks.peaks, axis=-1)
+    inner = jnp.take_along_axis(blocks.logits, block[:, None, None], axis=1)[:, 0]
+    return (block * BLOCK + jnp.argmax(inner, axis=-1)).astype(jnp.int32)
+
+
+def inverse_cdf(
+    blocks: Blocks, draws: Float[Array, " B"], temperature: Float[Array, ""]
+) -> Int[Array, " B"]:
+    """The word at which the running sum of probabilities passes the draw.
+
+    Two levels: first the block, then the word in it. On CPU with 49k words and 64 slots this
+    takes 1 ms where `jax.random.categorical` takes 77 ms.
+    """
+    running = jnp.cumsum(blocks.mass, axis=-1)
+    target = draws * running[:, -1]
+    block = first_past(running, blocks.mass, target)
+    before = jnp.take_along_axis(running, jnp.maximum(block - 1, 0)[:, None], axis=1)[:, 0]
     target = target - jnp.where(block > 0, before, 0.0)
-    inner = jnp.take_along_axis(by_block, block[:, None, None], axis=1)[:, 0]
-    running = jnp.cumsum(inner, axis=-1)
-    within = first_past(running, inner, target)
+    inner = jnp.take_along_axis(blocks.logits, block[:, None, None], axis=1)[:, 0]
+    inner = jnp.exp(tempered(inner, temperature) - blocks.peak[:, None])
+    within = first_past(jnp.cumsum(inner, axis=-1), inner, target)
     return (block * BLOCK + within).astype(jnp.int32)
 
 
@@ -81,21 +109,24 @@ def first_past(
     return jnp.where(jnp.any(passed, axis=-1), jnp.argmax(passed, axis=-1), last).astype(jnp.int32)
 
 
-def truncate(z: Float[Array, "B V"], top_k: int, top_p: float) -> Float[Array, "B V"]:
-    """Tempered logits with everything outside top-k and top-p at -inf."""
+def truncate(
+    logits: Float[Array, "B V"], temperature: Float[Array, ""], top_k: int, top_p: float
+) -> Float[Array, "B V"]:
+    """Logits with everything outside top-k and top-p of the tempered distribution at -inf."""
     if top_k == 0 and top_p >= 1.0:
-        return z
-    falling = -jnp.sort(-z, axis=-1)
-    keep = jnp.ones(z.shape, bool)
+        return logits
+    falling = -jnp.sort(-logits, axis=-1)
+    keep = jnp.ones(logits.shape, bool)
     if top_k:
-        k = min(top_k, z.shape[1])
-        keep &= z >= falling[:, k - 1 : k]
+        k = min(top_k, logits.shape[1])
+        keep &= logits >= falling[:, k - 1 : k]
     if top_p < 1.0:
-        mass = jnp.cumsum(jax.nn.softmax(falling, axis=-1), axis=-1)
+        mass = jnp.cumsum(jax.nn.softmax(tempered(falling, temperature), axis=-1), axis=-1)
         # The smallest set whose mass reaches top_p: always the first token, and on.
         last = jnp.sum(mass < top_p, axis=-1, keepdims=True)
-        keep &= z >= jnp.take_along_axis(falling, jnp.minimum(last, z.shape[1] - 1), axis=1)
-    return jnp.where(keep, z, -jnp.inf)
+        last = jnp.minimum(last, logits.shape[1] - 1)
+        keep &= logits >= jnp.take_along_axis(falling, last, axis=1)
+    return jnp.where(keep, logits, -jnp.inf)
 
 
 def sample(
@@ -103,10 +134,11 @@ def sample(
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """A token per slot, and its log-prob under the distribution it was drawn from."""
     greedy: Bool[Array, ""] = jnp.asarray(sampler.temperature) <= 0
-    z = tempered(logits, jnp.where(greedy, 1.0, jnp.asarray(sampler.temperature, jnp.float32)))
-    z = truncate(z, sampler.top_k, sampler.top_p)
-    normaliser = jax.nn.logsumexp(z, axis=-1)
-    drawn = inverse_cdf(jnp.exp(z - normaliser[:, None]), draws)
-    token = jnp.where(greedy, jnp.argmax(z, axis=-1).astype(jnp.int32), drawn)
-    logprob = jnp.take_along_axis(z, token[:, None], axis=1)[:, 0] - normaliser
-    return token, jnp.where(greedy, 0.0, logprob)
+    temperature = jnp.where(greedy, 1.0, jnp.asarray(sampler.temperature, jnp.float32))
+    logits = truncate(logits, temperature, sampler.top_k, sampler.top_p)
+    blocks = in_blocks(logits, temperature)
+    drawn = inverse_cdf(blocks, draws, temperature)
+    token = jnp.where(greedy, likeliest(blocks), drawn)
+    normaliser = blocks.peak + jnp.log(jnp.sum(blocks.mass, axis=-1))
+    chosen = tempered(jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0], temperature)
+    return token, jnp.where(greedy, 0.0, chosen - normaliser)

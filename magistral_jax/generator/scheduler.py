@@ -13,7 +13,7 @@ Axes: B slots, G completions in a group.
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from jaxtyping import Array, Int32, Key
 from magistral_jax.generator.engine import Engine, Prefix
 from magistral_jax.generator.result import LENGTH, RUNNING, STOP
 from magistral_jax.generator.sampling import Sampler
+from magistral_jax.generator.sequences import Request, Slot, continued
 from magistral_jax.types import (
     Completion,
     Draft,
@@ -32,29 +33,6 @@ from magistral_jax.types import (
     VersionSpan,
     Waiting,
 )
-
-
-@dataclass
-class Request:
-    """A prompt of which some completions have not found a slot yet."""
-
-    prompt: Prompt
-    limit: int
-    next_index: int
-    count: int
-    prefix: Prefix | None = None
-    """Prefilled under the current weights, or None."""
-
-
-@dataclass
-class Slot:
-    """A completion being decoded."""
-
-    prompt: Prompt
-    index: int
-    limit: int
-    spans: list[VersionSpan]
-    refills: list[int] = field(default_factory=list)
 
 
 class Scheduler:
@@ -70,15 +48,16 @@ class Scheduler:
         group_size: int,
         max_tokens: int,
         kv_on_update: Literal["keep", "recompute"] = "keep",
+        steps_at_once: int = 1,
         doing: Callable[[str], AbstractContextManager[object]] = lambda what: nullcontext(),
     ) -> None:
         """`doing("prefill")` and `doing("prefill_repeated")` are entered around such work."""
         self.engine, self.snapshot, self.sampler = engine, snapshot, sampler
         self.key = engine.replicated(key)
         self.group_size, self.max_tokens, self.kv_on_update = group_size, max_tokens, kv_on_update
-        self._doing = doing
+        self.steps_at_once, self._doing = steps_at_once, doing
         self.state = engine.init_decode_state()
-        self.num_steps = 0
+        self.num_steps = self.num_sampled = 0
         num_slots = engine.max_concurrent_decodes
         self._slots: list[Slot | None] = [None] * num_slots
         self._free = deque(range(num_slots))
@@ -207,14 +186,13 @@ class Scheduler:
         self.restore(found)
 
     def step(self) -> list[Completion]:
-        """Fill free slots, decode one token everywhere, return what finished."""
+        """Fill free slots, decode `steps_at_once` tokens everywhere, return what finished."""
         self._fill()
-        self.state, result = self.engine.generate(
-            self.snapshot.params, self.state, self.sampler, self.key
+        self.state, results = self.engine.generate_many(
+            self.snapshot.params, self.state, self.sampler, self.key, self.steps_at_once
         )
-        self.num_steps += 1
-        result.copy_to_host_async()
-        return self._record(np.asarray(result.data))
+        self.num_steps += self.steps_at_once
+        return [done for result in np.asarray(results) for done in self._record(result)]
 
     def written(self, group: int, index: int) -> Int32[np.ndarray, " tokens"]:
         """The tokens sampled so far of a completion; none before it has a slot."""
@@ -307,6 +285,7 @@ class Scheduler:
 
     def _record(self, data: np.ndarray) -> list[Completion]:
         valid = np.flatnonzero(data[:, 1])
+        self.num_sampled += len(valid)
         self._tokens[valid, self._count[valid]] = data[valid, 0]
         self._logprobs[valid, self._count[valid]] = (
             np.ascontiguousarray(data[valid, 3]).view(np.float32)
@@ -393,8 +372,3 @@ class Scheduler:
             produced=len(tokens),
         )
         self._placing = None
-
-
-def continued(spans: Sequence[VersionSpan], start: int, version: int) -> list[VersionSpan]:
-    """The spans of a sequence whose tokens from `start` on are sampled under `version`."""
-    return [*(s for s in spans if s.start < start), VersionSpan(start=start, version=version)]

@@ -73,6 +73,7 @@ class Generation:
         rooms, generator = self._rooms, self._rooms.generator
         try:
             with rooms.ledger.doing(GENERATOR, DECODE, "a decode step") as step:
+                steps, sampled = generator.num_steps, generator.num_sampled
                 finished = generator.step()
         except (Stalled, UserError):
             raise
@@ -80,13 +81,13 @@ class Generation:
             self._recover(failure)
             return []
         self._failures = self._set_aside = 0
-        active = generator.num_active + len(finished)
-        rooms.ledger.sampled(active)
-        empty = max(0.0, 1 - active / self._config.generator.in_flight)
+        steps, sampled = generator.num_steps - steps, generator.num_sampled - sampled
+        rooms.ledger.sampled(sampled)
+        empty = max(0.0, 1 - sampled / (steps * self._config.generator.in_flight))
         rooms.ledger.move(GENERATOR, DECODE, "padding", step.own_s * empty)
         rooms.tally.add("decode_s", step.own_s)
-        rooms.tally.add("decode_steps", 1)
-        rooms.tally.add("tokens", active)
+        rooms.tally.add("decode_steps", steps)
+        rooms.tally.add("tokens", sampled)
         return [self._hand_over(completion) for completion in finished]
 
     def swap(self, snapshot: Snapshot) -> None:

@@ -55,9 +55,10 @@ class Probe:
     def step(self) -> dict[str, float] | None:
         """One decode step; the measurement, once the last completion is finished."""
         assert self._scheduler is not None
+        sampled = self._scheduler.num_sampled
         finished = self._scheduler.step()
         self._finished += finished
-        self.tokens += self._scheduler.num_active + len(finished)
+        self.tokens += self._scheduler.num_sampled - sampled
         if self._scheduler.has_work:
             return None
         scheduler, self._scheduler = self._scheduler, None

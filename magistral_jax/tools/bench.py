@@ -24,7 +24,7 @@ from magistral_jax.arrays import Batch
 from magistral_jax.build import SAMPLING, Run
 from magistral_jax.config import RunConfig
 from magistral_jax.console import Console, table
-from magistral_jax.generator.engine import DecodeState, Engine, ResultTokens
+from magistral_jax.generator.engine import DecodeState, Engine
 from magistral_jax.generator.sampling import Sampler
 from magistral_jax.generator.scheduler import Scheduler
 from magistral_jax.model.params import Params
@@ -144,12 +144,12 @@ class WatchedEngine(Engine):
 
     waited_s = 0.0
 
-    def generate(self, *arguments: Any, **named: Any) -> tuple[DecodeState, ResultTokens]:
-        state, result = super().generate(*arguments, **named)
+    def generate_many(self, *arguments: Any, **named: Any) -> tuple[DecodeState, Array]:
+        state, results = super().generate_many(*arguments, **named)
         began = perf_counter()
-        jax.block_until_ready((state, result.data))
+        jax.block_until_ready((state, results))
         self.waited_s = perf_counter() - began
-        return state, result
+        return state, results
 
 
 def tireless_engine(run: Run) -> WatchedEngine:
@@ -175,7 +175,7 @@ def decode_seconds(
         key=run.key(SAMPLING),
         sampler=Sampler(temperature=generator.temperature),
         group_size=generator.group_size,
-        # A sequence's first step fills its slot, which is not decoding; the second is.
+        # One step at a time; a sequence's first fills its slot, which is not decoding.
         max_tokens=max(2, generator.max_tokens),
     )
     steps: list[float] = []
@@ -205,14 +205,24 @@ def products(
     params: Params, x: Float[Array | np.ndarray, "B D"], *, tied: bool
 ) -> Float[Array | np.ndarray, "B V"]:
     """Every weight applied once, in the network's order, without norms, attention or sampling."""
-    width = x.shape[1]
+    width, dtype = x.shape[1], x.dtype
+
+    def times(rows: Any, weight: Any) -> Array:
+        # In float32, as the network's own: XLA's CPU backend is slower where bf16 is asked for.
+        return jnp.matmul(rows.astype(dtype), weight, preferred_element_type=jnp.float32)
+
+    x = jnp.asarray(x, jnp.float32)
     for layer in params["layers"]:
-        q, k, v = (x @ layer[name].reshape(width, -1) for name in ("wq", "wk", "wv"))
+        q, k, v = (times(x, layer[name].reshape(width, -1)) for name in ("wq", "wk", "wv"))
         keys = k.shape[1]
         heads = q.reshape(-1, q.shape[1] // keys, keys) * (k + v)[:, None]
-        x = x + heads.reshape(q.shape) @ layer["wo"].reshape(-1, width)
-        x = x + ((x @ layer["w_gate"]) * (x @ layer["w_up"])) @ layer["w_down"]
-    return x @ (params["embed"].T if tied else params["head"]).astype(x.dtype)
+        x = x + times(heads.reshape(q.shape), layer["wo"].reshape(-1, width))
+        x = x + times(times(x, layer["w_gate"]) * times(x, layer["w_up"]), layer["w_down"])
+    if tied:
+        return jnp.einsum(
+            "BD,VD->BV", x.astype(dtype), params["embed"], preferred_element_type=jnp.float32
+        )
+    return times(x, params["head"])
 
 
 def train_rows(run: Run, params: Params) -> list[Row]:

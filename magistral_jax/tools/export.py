@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
+from magistral_jax.build import Run
 from magistral_jax.config import DType, RunConfig
 from magistral_jax.console import table
 from magistral_jax.model.export import tensors_of
 from magistral_jax.model.families import CONFIG, config_of
+from magistral_jax.model.params import Params
 from magistral_jax.model.safetensors_file import write_folder
 from magistral_jax.tools.ask import policy_params
 from magistral_jax.types import UserError
@@ -32,14 +34,7 @@ def export(
     with policy_params(config, run_dir) as (run, params, step, _):
         try:
             unfinished.mkdir()
-            run.tokenizer.save(unfinished)
-            files = write_folder(unfinished, tensors_of(params, run.arch), dtype=STORED[dtype])
-            stops = list(run.tokenizer.stop_ids)
-            _merge(unfinished / "generation_config.json", {"eos_token_id": stops})
-            described = {**config_of(run.arch), "dtype": dtype, "eos_token_id": stops}
-            if not run.arch.max_positions:
-                described["max_position_embeddings"] = config.sequence_tokens
-            _merge(unfinished / CONFIG, described)
+            files = write_model(unfinished, run, params, dtype)
             if out.is_dir():
                 out.rmdir()
             unfinished.rename(out)
@@ -55,6 +50,20 @@ def export(
     }
     table(f"exported {run_dir}", list(row), [list(row.values())], json_path)
     return 0
+
+
+def write_model(folder: Path, run: Run, params: Params, dtype: DType) -> list[Path]:
+    """Tokenizer, weights (the trainer's layout) and configs into an empty folder; the weights'
+    files."""
+    run.tokenizer.save(folder)
+    files = write_folder(folder, tensors_of(params, run.arch), dtype=STORED[dtype])
+    stops = list(run.tokenizer.stop_ids)
+    _merge(folder / "generation_config.json", {"eos_token_id": stops})
+    described = {**config_of(run.arch), "dtype": dtype, "eos_token_id": stops}
+    if not run.arch.max_positions:
+        described["max_position_embeddings"] = run.config.sequence_tokens
+    _merge(folder / CONFIG, described)
+    return files
 
 
 def _merge(path: Path, values: dict[str, Any]) -> None:

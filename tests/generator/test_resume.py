@@ -293,7 +293,7 @@ def play_through_a_failure(scheduler, place, call, snapshot):
 
 
 PLACES = [
-    *[("generate", call) for call in (1, 2, 9)],
+    *[("generate_many", call) for call in (1, 2, 9)],
     *[("prefill", call) for call in (1, 2, 3)],
     *[("bulk_insert", call) for call in (1, 2, 5)],
 ]
@@ -315,7 +315,7 @@ def test_after_a_failure_every_completion_still_comes_once(policy, alone, place,
             assert completion.logprobs[:count].tobytes() == was[name].logprobs.tobytes()
         else:
             assert completion.refills == ()
-    if place == "generate":
+    if place == "generate_many":
         assert placing is None
     else:
         assert found.waiting[0].prompt is placing, "not the prompt that it failed with"

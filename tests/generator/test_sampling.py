@@ -11,6 +11,7 @@ from magistral_jax.generator.sampling import (
     BLOCK,
     Sampler,
     first_past,
+    in_blocks,
     inverse_cdf,
     sample,
     truncate,
@@ -18,13 +19,19 @@ from magistral_jax.generator.sampling import (
 )
 
 ALMOST_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
-draw_of = jax.jit(inverse_cdf)
+
+
+@jax.jit
+def draw_of(logits, draws):
+    return inverse_cdf(in_blocks(logits, jnp.float32(1)), draws, jnp.float32(1))
+
+
 sample_of = jax.jit(sample)
 
 
 def drawn(weights, draw):
-    probabilities = jnp.asarray(weights, jnp.float32)[None]
-    return int(draw_of(probabilities, jnp.full(1, draw, jnp.float32))[0])
+    logits = jnp.log(jnp.asarray(weights, jnp.float32))[None]
+    return int(draw_of(logits, jnp.full(1, draw, jnp.float32))[0])
 
 
 def spread_weights(vocab, density, seed):
@@ -147,7 +154,9 @@ def test_truncation_keeps_the_likeliest_and_renormalises(top_k, top_p):
     temperature = 0.7
     z = LOGITS / np.float32(temperature)
     keep = np.stack([allowed(row, top_k, top_p) for row in z])
-    kept = np.isfinite(np.asarray(truncate(jnp.asarray(z), top_k, top_p)))
+    kept = np.isfinite(
+        np.asarray(truncate(jnp.asarray(LOGITS), jnp.float32(temperature), top_k, top_p))
+    )
     np.testing.assert_array_equal(kept, keep)
     sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p)
     expected = log_softmax(np.where(keep, z, -1e9))
