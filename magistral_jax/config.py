@@ -252,8 +252,9 @@ class RunConfig:
     """The same run every time, bit for bit, stopped and resumed or not: what depends on timing in
     an asynchronous run is counted in decode steps instead. Requires checkpoint.kv = "save"."""
     deterministic_steps: int = 16
-    """Deterministic runs: turns of generator.steps_at_once decode steps from a full batch until its weights are applied, and from a
-    completion's end until its verdict counts. Too few, and the generator waits."""
+    """Deterministic runs: from a full batch until its weights are applied, and from a completion's
+    end until its verdict counts, so many times generator.steps_at_once decode steps. Too few, and
+    the generator waits."""
     stall_s: float = 600.0
     """Longest any part may wait for another, or be at one thing, before the run says who hangs,
     writes all stacks to its folder and ends with exit code 70."""

@@ -70,7 +70,7 @@ PLACES = {
         "generator.engine",
         "Engine",
         "generate_many",
-        2,
+        1,
         ["generator is at an evaluation"],
     ),
     "generator": (

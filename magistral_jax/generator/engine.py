@@ -100,10 +100,12 @@ class Engine:
         return Prefix((layer,) * self.arch.layers, *[NamedSharding(self.mesh, P())] * 3)  # pyright: ignore
 
     def bucket(self, length: int) -> int:
-        """The padded size at which a prompt of `length` is prefilled: a power of two, or all."""
+        """The padded size at which a prompt of `length` is prefilled: 16, 24, 32, 48, 64, ... or
+        all. With powers of two alone half the work would be padding at worst; so it is a third."""
         size = SMALLEST_BUCKET
         while size < length:
-            size *= 2
+            # 2^k -> 3 x 2^(k-1) -> 2^(k+1)
+            size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
         return min(size, self.max_prefill_length)
 
     def pad(self, tokens: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from magistral_jax.types import Problem, Prompt
 from magistral_jax.weights.push import WeightPush
 
 ROOM = 40
-"""Cache positions of a slot: buckets of 16, 32 and 40."""
+"""Cache positions of a slot: buckets of 16, 24, 32 and 40."""
 
 
 class Policy:

@@ -96,9 +96,9 @@ def test_log_probs_travel_as_bits():
     assert ResultTokens(data).log_prob.tolist() == values.tolist()
 
 
-def test_prompts_are_padded_to_a_power_of_two_or_the_whole_slot(policy):
+def test_prompts_are_padded_by_at_most_half_or_to_the_whole_slot(policy):
     engine = policy.engine(3, stops=False)
-    assert [engine.bucket(n) for n in (1, 16, 17, 32, 33, 40)] == [16, 16, 32, 32, 40, 40]
+    assert [engine.bucket(n) for n in (1, 16, 17, 25, 33, 40)] == [16, 16, 24, 32, 40, 40]
     assert engine.pad(np.arange(1, 4)).tolist() == [1, 2, 3] + [0] * 13
 
 
