@@ -48,7 +48,7 @@ def measure_peer(
     The peer is a script of this folder that needs nothing of ours, so `python` may be the
     interpreter of another environment.
     """
-    script = Path(__file__).with_name(PEERS[peer])
+    script = Path(__file__).parent / PEERS[peer]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "requests.npz"
         np.savez(path, prompts=requests.prompts, lengths=requests.lengths)
