@@ -98,7 +98,8 @@ make_venv() {
     rm -f "$venv/stamp"
     rm -rf "$venv"
     phase "virtual environment from $python" "$python" -m venv "$venv"
-    phase "pinned packages" pip_in "$venv" install -r "$lock"
+    # The lock is whole: nothing that it does not name is wanted.
+    phase "pinned packages" pip_in "$venv" install --no-deps -r "$lock"
     phase "magistral-jax, editable" pip_in "$venv" install --no-deps -e "$root"
     fingerprint >"$venv/stamp.new"
     mv "$venv/stamp.new" "$venv/stamp"
@@ -128,6 +129,8 @@ write_lock() {
     trap 'rm -rf "$scratch"' EXIT
     phase "virtual environment from $python" "$python" -m venv "$scratch/venv"
     phase "newest packages" pip_in "$scratch/venv" install -e "$root[test]"
+    # For its tests, and without what it asks for: its tokenizers bring TensorFlow.
+    phase "JetStream, alone" pip_in "$scratch/venv" install --no-deps google-jetstream==0.2.2 grpcio
     {
         echo "# Exact versions for launch/env.sh, for Python 3.12 and 3.13."
         echo "# Made anew by: PYTHON=python3.12 launch/env.sh --lock"

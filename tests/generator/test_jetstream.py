@@ -1,6 +1,8 @@
-"""JetStream's own engine class over our engine. Skipped where google-jetstream is not installed."""
+"""JetStream's own engine class and driver over our engine. Skipped where it is not installed."""
 
+import asyncio
 import importlib.util
+import logging
 import sys
 from types import ModuleType
 
@@ -9,8 +11,10 @@ import numpy as np
 import pytest
 
 from magistral_jax.generator import jetstream
+from magistral_jax.generator.engine import Engine
 from magistral_jax.generator.jetstream import WeightsHandle, adapt
 from magistral_jax.generator.sampling import Sampler
+from magistral_jax.types import Problem, Prompt
 
 GREEDY = Sampler(temperature=0.0)
 
@@ -132,6 +136,85 @@ def test_two_requests_draw_differently_in_the_same_slot(policy, engine_api):
         state = start(adapter, params, policy.prompt(0, 6), adapter.init_decode_state(), slot=1)
         answers.append(decode(adapter, params, state, [1], steps=8)[0][1])
     assert answers[0] != answers[1]
+
+
+class IdTokenizer:
+    """As JetStream's server needs one where clients send and receive token ids."""
+
+    bos_id, eos_id, pad_id, stop_tokens = 1, -1, 0, frozenset({-1})
+
+
+@pytest.fixture
+def orchestrator(engine_api, monkeypatch):
+    """JetStream's driver. Importing it redirects the root logger, and a thread of it that fails
+    kills the process."""
+    collector = {"JetstreamMetricsCollector": object}
+    name = "jetstream.core.metrics.prometheus"
+    monkeypatch.setitem(sys.modules, name, stub(name, **collector))
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    module = importlib.import_module("jetstream.core.orchestrator")
+    root.handlers, root.level = handlers, level
+    # Its generate thread may fail an assertion of its own when the last slots fall free, with all
+    # answers given. One that fails before leaves a request without its answer.
+    monkeypatch.setattr(module.os, "kill", lambda *which: None)
+    return module
+
+
+@installed
+def test_jetstreams_own_driver_returns_what_our_scheduler_returns(policy, orchestrator):
+    """Six requests over three slots, prefilled, inserted and decoded by its threads."""
+    room = 64  # One of JetStream's own sizes.
+    engine = Engine(
+        policy.arch, policy.mesh, slots=3, tokens=room, stop_ids=(-1,), dtype=np.dtype("float32")
+    )
+    adapter = adapt(engine, sampler=GREEDY, tokenizer=IdTokenizer())
+    snapshot = policy.snapshot(0)
+    rng = np.random.default_rng(5)
+    problem = Problem(id="a", domain="math", question="", answer="")
+    prompts = [
+        # JetStream puts the first token in front itself.
+        Prompt(
+            group=group,
+            problem=problem,
+            tokens=np.concatenate([[1], rng.integers(1, 300, length)]).astype(np.int32),
+        )
+        for group, length in enumerate((3, 20, 15, 7, 25, 16))
+    ]
+    wanted = (8, 3, 12, 1, 9, 6)
+    pb2 = orchestrator.jetstream_pb2
+    driver = orchestrator.Driver(
+        prefill_engines=[adapter],
+        generate_engines=[adapter],
+        prefill_params=[snapshot.params],
+        generate_params=[snapshot.params],
+        interleaved_mode=True,
+    )
+    client = orchestrator.LLMOrchestrator(driver=driver)
+
+    async def decoded(prompt, count):
+        content = pb2.DecodeRequest.TokenContent(token_ids=prompt.tokens[1:].tolist())
+        request = pb2.DecodeRequest(token_content=content, priority=1, max_tokens=count)
+        found = []
+        async for answer in client.Decode(request):
+            for one in answer.stream_content.samples:
+                found += one.token_ids
+        return found
+
+    async def all_of_them():
+        waiting = [decoded(p, n) for p, n in zip(prompts, wanted, strict=True)]
+        return await asyncio.wait_for(asyncio.gather(*waiting), timeout=120)
+
+    try:
+        answers = asyncio.run(all_of_them())
+    finally:
+        driver.stop()
+    assert len({answer[0] for answer in answers}) > 2, "these prompts tell nothing apart"
+    for prompt, count, answer in zip(prompts, wanted, answers, strict=True):
+        scheduler = policy.scheduler(3, stops=False, max_tokens=count, sampler=GREEDY, version=0)
+        scheduler.submit(prompt, count=1)
+        (done,) = [c for _ in range(count) for c in scheduler.step()]
+        assert answer == done.tokens.tolist()
 
 
 class HeadEngine:
