@@ -41,7 +41,7 @@ from magistral_jax.tokenizer.bytes import ByteTokenizer
 from magistral_jax.tokenizer.files import check_vocabulary, read_tokenizer
 from magistral_jax.tokenizer.interface import Tokenizer
 from magistral_jax.trainer.optimizer import make_optimizer
-from magistral_jax.trainer.trainer import Trainer, TrainState
+from magistral_jax.trainer.trainer import Trainer
 from magistral_jax.types import (
     Completion,
     Frontier,
@@ -78,6 +78,7 @@ class Run:
         meshes = {GENERATOR: self.generator_mesh, TRAINER: self.trainer_mesh}
         self.ledger = Ledger(shares_of(meshes))
         self.on_failure: Callable[[str, str], None] = lambda kind, message: None
+        self.tell: Callable[[str], None] = lambda what: None
         for mesh, rules, owner in (
             (self.trainer_mesh, TRAINER_RULES, "trainer"),
             (self.generator_mesh, GENERATOR_RULES, "generator"),
@@ -356,6 +357,10 @@ class Run:
                 "deterministic: this run was saved without the cache of its sequences in flight "
                 '(checkpoint.kv = "refill"), so what follows would differ. Resume without it.'
             )
+        generator.warm_up(
+            self.config.prefill_tokens,
+            tell=lambda done, total: self.tell(f"compiling the generator, {done}/{total}"),
+        )
         generator.restore(frontier.in_flight)
         for name, value in frontier.counters.items():
             self.tally.add(name, value)
@@ -391,8 +396,3 @@ def train_batch(trainer: Trainer, batch: Batch) -> dict[str, float]:
     """All optimizer steps of a batch; their metrics, averaged. Waits for the last one."""
     steps = [stats.values() for stats in trainer.step(batch)]
     return {name: float(np.mean([values[name] for values in steps])) for name in steps[0]}
-
-
-def restored(trainer: Trainer, state: TrainState) -> None:
-    """Continue from a checkpoint's state."""
-    trainer.state = state

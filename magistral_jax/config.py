@@ -289,6 +289,13 @@ class RunConfig:
         return self.data.max_prompt_tokens + self.generator.max_tokens
 
     @property
+    def prefill_tokens(self) -> int:
+        """Longest prefill of a run in peace: of a prompt, or of a sequence at an update. After a
+        stop or a failure sequences are longer, and compiled for when they come."""
+        is_again = self.generator.kv_on_update == "recompute"
+        return self.sequence_tokens if is_again else self.data.max_prompt_tokens
+
+    @property
     def soft_tokens(self) -> int:
         """l_max - l_cache of the length penalty; l_max is generator.max_tokens."""
         return self.verifier.soft_tokens or self.generator.max_tokens * 7 // 8

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from magistral_jax.build import Run, restored
+from magistral_jax.build import Run
 from magistral_jax.checkpoint import Checkpoints, Damaged, Meta, check_identity
 from magistral_jax.config import RunConfig
 from magistral_jax.console import Console, table
@@ -113,7 +113,7 @@ class Session:
 
     def play(self, saved: Meta | None, *, resume: bool) -> int:
         """From the beginning or a checkpoint to the end, or to a stop."""
-        self.run.on_failure = self._on_failure
+        self.run.on_failure, self.run.tell = self._on_failure, self.console.phase
         self.counts = dict(NOTHING_COUNTED)
         self.pulse = begin_pulse(
             self.folder,
@@ -192,7 +192,7 @@ class Session:
         found: Meta | None = saved
         while found is not None:
             try:
-                restored(trainer, self.checkpoints.restore(found, "state", trainer.state))
+                trainer.state = self.checkpoints.restore(found, "state", trainer.state)
                 self.arrays = self.checkpoints.restore_host(found, "host")
             except Damaged as damage:
                 self.checkpoints.pass_over(found, f"is damaged: {damage}")

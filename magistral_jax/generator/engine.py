@@ -100,13 +100,19 @@ class Engine:
         return Prefix((layer,) * self.arch.layers, *[NamedSharding(self.mesh, P())] * 3)  # pyright: ignore
 
     def bucket(self, length: int) -> int:
-        """The padded size at which a prompt of `length` is prefilled: 16, 24, 32, 48, 64, ... or
-        all. With powers of two alone half the work would be padding at worst; so it is a third."""
-        size = SMALLEST_BUCKET
-        while size < length:
+        """The padded size at which a prompt of `length` is prefilled."""
+        return next(size for size in self.buckets if size >= length)
+
+    @cached_property
+    def buckets(self) -> tuple[int, ...]:
+        """16, 24, 32, 48, 64, ... and all: a program each. With powers of two alone half the work
+        would be padding at worst; so it is a third."""
+        sizes, size = [], SMALLEST_BUCKET
+        while size < self.max_prefill_length:
+            sizes.append(size)
             # 2^k -> 3 x 2^(k-1) -> 2^(k+1)
             size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-        return min(size, self.max_prefill_length)
+        return (*sizes, self.max_prefill_length)
 
     def pad(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens padded to their bucket. The padding is masked, so its value is of no effect."""

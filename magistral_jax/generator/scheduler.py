@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Array, Int32, Key
 
-from magistral_jax.generator.engine import Engine, Prefix
+from magistral_jax.generator.engine import DecodeState, Engine, Prefix
 from magistral_jax.generator.result import LENGTH, RUNNING, STOP
 from magistral_jax.generator.sampling import Sampler
 from magistral_jax.generator.sequences import Request, Slot, continued
@@ -31,7 +31,6 @@ from magistral_jax.types import (
     Snapshot,
     UserError,
     VersionSpan,
-    Waiting,
 )
 
 
@@ -96,6 +95,22 @@ class Scheduler:
     def has_work(self) -> bool:
         return self.num_active > 0 or bool(self._waiting or self._drafts)
 
+    def warm_up(
+        self, longest: int, tell: Callable[[int, int], None] = lambda done, total: None
+    ) -> None:
+        """Compile what prefills of at most `longest` tokens need, and the decode step, before any
+        is submitted; `tell(done, total)` is called before each."""
+        assert not self.has_work, "this generator has work"
+        sizes = [b for b in self.engine.buckets if b <= self.engine.bucket(longest)]
+        nowhere = [self.engine.max_concurrent_decodes]
+        for number, size in enumerate(sizes):
+            tell(number, len(sizes) + 1)
+            prefix = self._prefill(np.ones(size, np.int32))
+            self._insert(prefix, nowhere, group=0, indices=[0], limit=1)
+        tell(len(sizes), len(sizes) + 1)
+        self.state, results = self._decode()
+        results.block_until_ready()
+
     def submit(self, prompt: Prompt, *, count: int | None = None, limit: int | None = None) -> None:
         """Queue `count` completions (G by default) of at most `limit` tokens of a prompt."""
         room = self.engine.max_prefill_length - len(prompt.tokens)
@@ -122,26 +137,17 @@ class Scheduler:
     def in_flight(self, *, cache: bool) -> InFlight:
         """What this generator is at; with `cache` its device state too, in buffers of its own."""
         drafts = [
-            Draft(
-                prompt=slot.prompt,
-                index=slot.index,
-                limit=slot.limit,
-                slot=number,
-                tokens=self._tokens[number, : self._count[number]].copy(),
-                logprobs=self._logprobs[number, : self._count[number]].copy(),
-                spans=tuple(slot.spans),
-                refills=tuple(slot.refills),
+            slot.draft(
+                number,
+                self._tokens[number, : self._count[number]],
+                self._logprobs[number, : self._count[number]],
             )
             for number, slot in enumerate(self._slots)
             if slot is not None
         ]
-        waiting = [
-            Waiting(prompt=r.prompt, limit=r.limit, next_index=r.next_index, count=r.count)
-            for r in self._waiting
-        ]
         return InFlight(
             drafts=(*drafts, *self._drafts),
-            waiting=tuple(waiting),
+            waiting=tuple(request.waiting for request in self._waiting),
             free=tuple(self._free),
             cache=self.engine.copied(self.state) if cache else None,
         )
@@ -167,10 +173,7 @@ class Scheduler:
                 self._write_down(draft, draft.slot)
             else:
                 self._drafts.append(replace(draft, slot=-1))
-        self._waiting = deque(
-            Request(prompt=w.prompt, limit=w.limit, next_index=w.next_index, count=w.count)
-            for w in found.waiting
-        )
+        self._waiting = deque(Request.of(waiting) for waiting in found.waiting)
 
     def restart(self, snapshot: Snapshot) -> None:
         """Go on with a fresh device state and these weights, after a failure of the old ones."""
@@ -188,9 +191,7 @@ class Scheduler:
     def step(self) -> list[Completion]:
         """Fill free slots, decode `steps_at_once` tokens everywhere, return what finished."""
         self._fill()
-        self.state, results = self.engine.generate_many(
-            self.snapshot.params, self.state, self.sampler, self.key, self.steps_at_once
-        )
+        self.state, results = self._decode()
         self.num_steps += self.steps_at_once
         return [done for result in np.asarray(results) for done in self._record(result)]
 
@@ -262,14 +263,12 @@ class Scheduler:
         # Programs are compiled for whole groups; larger requests go in as several.
         indices = indices[: self.group_size]
         slots = [self._free[i] for i in range(len(indices))]
-        self.state = self.engine.bulk_insert(
+        self._insert(
             request.prefix,
-            self.state,
             slots,
-            groups=[request.prompt.group] * len(slots),
-            indices=list(indices),
-            limits=[request.limit] * len(slots),
-            pad_to=self.group_size,
+            group=request.prompt.group,
+            indices=indices,
+            limit=request.limit,
         )
         self._placing = None
         for number, index in zip(slots, indices, strict=True):
@@ -347,6 +346,33 @@ class Scheduler:
         )
         return prefix
 
+    def _insert(
+        self,
+        prefix: Prefix,
+        slots: Sequence[int],
+        *,
+        group: int,
+        indices: Sequence[int],
+        limit: int,
+        produced: int = 0,
+    ) -> None:
+        self.state = self.engine.bulk_insert(
+            prefix,
+            self.state,
+            slots,
+            groups=[group] * len(slots),
+            indices=indices,
+            limits=[limit] * len(slots),
+            produced=produced,
+            # One program for whole groups, parts of them and single sequences.
+            pad_to=self.group_size,
+        )
+
+    def _decode(self) -> tuple[DecodeState, Array]:
+        return self.engine.generate_many(
+            self.snapshot.params, self.state, self.sampler, self.key, self.steps_at_once
+        )
+
     def _refill(self) -> None:
         """Prefill every sequence in flight again, prompt and completion, under the new weights."""
         with self._doing("prefill_repeated"):
@@ -362,13 +388,12 @@ class Scheduler:
         """The device state of a sequence, from what is known of it on the host."""
         self._placing = begun.prompt
         sequence: Any = np.concatenate([begun.prompt.tokens, tokens])
-        self.state = self.engine.bulk_insert(
+        self._insert(
             self._prefill(sequence),
-            self.state,
             [number],
-            groups=[begun.prompt.group],
+            group=begun.prompt.group,
             indices=[begun.index],
-            limits=[begun.limit],
+            limit=begun.limit,
             produced=len(tokens),
         )
         self._placing = None

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from magistral_jax.generator.engine import Prefix
-from magistral_jax.types import Prompt, VersionSpan
+from magistral_jax.types import Draft, Prompt, VersionSpan, Waiting
 
 
 @dataclass
@@ -18,6 +20,22 @@ class Request:
     prefix: Prefix | None = None
     """Prefilled under the current weights, or None."""
 
+    @staticmethod
+    def of(waiting: Waiting) -> "Request":
+        return Request(
+            prompt=waiting.prompt,
+            limit=waiting.limit,
+            next_index=waiting.next_index,
+            count=waiting.count,
+        )
+
+    @property
+    def waiting(self) -> Waiting:
+        """What another generator needs to go on with it."""
+        return Waiting(
+            prompt=self.prompt, limit=self.limit, next_index=self.next_index, count=self.count
+        )
+
 
 @dataclass
 class Slot:
@@ -28,6 +46,19 @@ class Slot:
     limit: int
     spans: list[VersionSpan]
     refills: list[int] = field(default_factory=list)
+
+    def draft(self, number: int, tokens: np.ndarray, logprobs: np.ndarray) -> Draft:
+        """What another generator needs to go on with it, in arrays of its own."""
+        return Draft(
+            prompt=self.prompt,
+            index=self.index,
+            limit=self.limit,
+            slot=number,
+            tokens=tokens.copy(),
+            logprobs=logprobs.copy(),
+            spans=tuple(self.spans),
+            refills=tuple(self.refills),
+        )
 
 
 def continued(spans: Sequence[VersionSpan], start: int, version: int) -> list[VersionSpan]:

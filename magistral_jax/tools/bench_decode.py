@@ -206,6 +206,8 @@ def measure_ours(run: Run, snapshot: Snapshot, requests: Requests, asked: Asked)
     filled: list[float] = []
     for number in range(asked.repeats + 1):
         scheduler = scheduler_of(run, engine, snapshot)
+        if number == 0:
+            scheduler.warm_up(asked.prompt_tokens)
         for group, (tokens, length) in enumerate(
             zip(requests.prompts, requests.lengths, strict=True)
         ):
@@ -220,7 +222,7 @@ def measure_ours(run: Run, snapshot: Snapshot, requests: Requests, asked: Asked)
             finished = scheduler.step()
             took = perf_counter() - before
             produced += sum(len(c.tokens) for c in finished)
-            if number == 0:  # it compiles
+            if number == 0:
                 continue
             if was_queued:
                 sampled = scheduler.num_sampled - sampled

@@ -1,16 +1,22 @@
 """Continuous batching: what a completion depends on, when a slot is refilled, what is recorded."""
 
+import gc
 import heapq
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from magistral_jax.generator.engine import Engine
 from magistral_jax.generator.sampling import Sampler
+from magistral_jax.generator.scheduler import Scheduler
 from magistral_jax.types import VersionSpan
 
+ROOM = 40
+"""Cache positions of a slot, as in conftest.py."""
 LENGTHS = {0: 3, 1: 15, 2: 17, 3: 26, 4: 16}
 """Prompt lengths by group."""
 GROUP = 3
@@ -240,32 +246,85 @@ def test_what_waited_while_weights_changed_is_sampled_as_on_a_fresh_engine(polic
     assert done[0, 0].spans == spans((0, 0), (1, 1))
 
 
-def test_nothing_is_compiled_again_once_warm(policy):
-    """For prompts of a warm bucket, any count, any swap, any temperature."""
-    compiled = []
+@pytest.fixture
+def compiled():
+    """A list that grows with every compilation."""
+    found = []
 
     def listen(event, _seconds, **_):
         if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(event)
+            found.append(event)
 
-    def journey(version, lengths, temperature):
-        scheduler = policy.scheduler(
-            5, kv_on_update="recompute", sampler=Sampler(temperature=temperature)
-        )
-        for group, length in enumerate(lengths):
-            scheduler.submit(policy.prompt(group, length), count=1 + group)
-        for _ in range(3):
-            scheduler.step()
-        scheduler.swap(policy.snapshot(version))
-        return drain(scheduler)
-
-    policy.snapshot(1), policy.snapshot(2)
-    journey(1, (3, 20, 36), 1.0)
     jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        journey(2, (1, 16, 32, 17, 9, 40 - 1), 0.7)
-        assert compiled == []
-        jax.jit(lambda x: x + 2)(np.float32(1))
-        assert compiled, "the listener hears compilations"
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+    yield found
+    jax.jit(lambda x: x + 2)(np.float32(1))
+    jax.monitoring.unregister_event_duration_listener(listen)
+    assert found, "the listener hears compilations"
+
+
+@pytest.mark.parametrize("kv_on_update", ["keep", "recompute"])
+def test_nothing_is_compiled_after_the_warm_up(policy, compiled, kv_on_update):
+    """200 requests of any length, any count, any limit, through swaps, at any temperature."""
+    versions = [policy.snapshot(version) for version in range(4)]
+    # An engine of its own: the others have been used, and are warm.
+    engine = Engine(
+        policy.arch,
+        policy.mesh,
+        slots=7,
+        tokens=ROOM,
+        stop_ids=policy.stop_ids,
+        dtype=jnp.dtype("float32"),
+    )
+
+    def scheduler(temperature, version):
+        return Scheduler(
+            engine,
+            versions[version],
+            key=jax.random.key(9),
+            sampler=Sampler(temperature=temperature),
+            group_size=3,
+            max_tokens=16,
+            kv_on_update=kv_on_update,
+        )
+
+    told = []
+    scheduler(1.0, 0).warm_up(ROOM, tell=lambda *at: told.append(at))
+    assert told == [(i, 5) for i in range(5)]
+    assert compiled, "the warm-up compiles"
+    compiled.clear()
+    rng, number = np.random.default_rng(4), 0
+    for temperature in (0.7, 1.0):
+        begun = scheduler(temperature, 0)
+        for version in range(1, 5):
+            for _ in range(25):
+                prompt = policy.prompt(number, int(rng.integers(1, ROOM)))
+                limit = int(rng.integers(1, 17))
+                begun.submit(prompt, count=int(rng.integers(1, 6)), limit=limit)
+                number += 1
+            for _ in range(10):
+                begun.step()
+            if version < 4:
+                begun.swap(versions[version])
+        drain(begun)
+    assert number == 200 and compiled == []
+
+
+def test_memory_stands_still_over_2000_requests(policy):
+    """Arrays alive on the device, and objects of ours, after 500 and after 2,000."""
+    scheduler = policy.scheduler(8, max_tokens=4, group_size=2)
+    rng = np.random.default_rng(6)
+
+    def play(groups):
+        for group in groups:
+            scheduler.submit(policy.prompt(group, int(rng.integers(1, 30))), count=2)
+            while scheduler.num_vacant <= 0:
+                scheduler.step()
+        drain(scheduler)
+        gc.collect()
+        alive = [array for array in jax.live_arrays() if not array.is_deleted()]
+        return len(alive), sum(a.nbytes for a in alive), len(gc.get_objects())
+
+    arrays, size, objects = play(range(500))
+    later = play(range(500, 1000)), play(range(1000, 1500)), play(range(1500, 2000))
+    assert {found[:2] for found in later} == {(arrays, size)}
+    assert later[-1][2] < objects + 1000
