@@ -60,7 +60,6 @@ from magistral_jax.weights.mailbox import Mailbox
 from magistral_jax.weights.push import WeightPush
 
 PROBE_PROMPTS = 8
-
 jax.monitoring.register_event_duration_secs_listener(on_compilation)
 
 # Independent random streams of one run seed.
@@ -188,6 +187,8 @@ class Run:
             slots=slots,
             tokens=self.config.sequence_tokens,
             stop_ids=self.tokenizer.stop_ids,
+            prefill_chunk=self.config.generator.prefill_chunk,
+            prompt_tokens=self.config.data.max_prompt_tokens,
             dtype=self.dtype,
         )
 
@@ -213,6 +214,7 @@ class Run:
             max_tokens=generator.max_tokens,
             kv_on_update=generator.kv_on_update,
             steps_at_once=generator.steps_at_once,
+            remembers=not self.config.deterministic,
             **options,
         )
 

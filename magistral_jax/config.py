@@ -91,6 +91,8 @@ class GeneratorConfig:
     """Evaluation only: sample from the k likeliest tokens; 0 is off. Training refuses it."""
     top_p: float = 1.0
     """Evaluation only: sample from the smallest set of this mass. Training refuses it."""
+    prefill_chunk: int = 512
+    """Most tokens of a prompt that are prefilled between two turns of decoding."""
     steps_at_once: int = 4
     """Decode steps in one program, between two looks of the host: more of them keep the device
     busier; a sequence that ends leaves its slot idle, and new weights wait, until the last."""

@@ -27,6 +27,7 @@ def _positive(c: RunConfig) -> list[Rule]:
         "generator.in_flight": (c.generator.in_flight, 1),
         "generator.max_tokens": (c.generator.max_tokens, 1),
         "generator.steps_at_once": (c.generator.steps_at_once, 1),
+        "generator.prefill_chunk": (c.generator.prefill_chunk, 2),
         "data.digits": (c.data.digits, 1),
         "data.max_prompt_tokens": (c.data.max_prompt_tokens, 1),
         "verifier.workers": (c.verifier.workers, 1),

@@ -10,57 +10,32 @@ Axes: B slots, G slots filled at once, T prompt tokens padded to a bucket, V voc
 
 from collections.abc import Sequence
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import P
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Int, Key
 
-from magistral_jax.generator.result import LENGTH, RUNNING, STOP, ResultTokens, pack_result
-from magistral_jax.generator.sampling import Sampler, sample, uniforms
-from magistral_jax.model.cache import (
-    Cache,
-    LayerCache,
-    attend_cached,
-    empty_cache,
-    insert_prefix,
-    layer_shardings,
+from magistral_jax.generator.programs import (
+    Begun,
+    DecodeState,
+    Prefix,
+    extend,
+    generate,
+    insert,
+    prefill,
 )
+from magistral_jax.generator.result import ResultTokens
+from magistral_jax.generator.sampling import Sampler
+from magistral_jax.model.cache import Cache, LayerCache, empty_cache, layer_shardings, widen
 from magistral_jax.model.params import Architecture, Params
-from magistral_jax.model.transformer import attend_packed, head_weight, logits, transform
 
 SMALLEST_BUCKET = 16
-
-
-class Prefix(NamedTuple):
-    """A prefilled prompt, ready to be inserted into any number of slots."""
-
-    cache: Cache
-    """Keys and values of one sequence, padded to its bucket."""
-    last_token: Int[Array, ""]
-    first_tokens: Int[Array, " samples"]
-    """What JetStream's `prefill` samples; a named `bulk_insert` lets each slot draw its own."""
-    length: Int[Array, ""]
-    """Prompt tokens, without padding."""
-
-
-class DecodeState(NamedTuple):
-    """Everything a decode step reads and writes; donated to each step."""
-
-    cache: Cache
-    tokens: Int[Array, " B"]
-    """The next token to be fed."""
-    lengths: Int[Array, " B"]
-    """Tokens whose keys and values are in the cache."""
-    produced: Int[Array, " B"]
-    """Tokens sampled so far: the position of the next one within its completion."""
-    limits: Int[Array, " B"]
-    groups: Int[Array, " B"]
-    indices: Int[Array, " B"]
-    active: Bool[Array, " B"]
+TAIL = 32
+"""Tokens behind a shared head that are prefilled at a time."""
 
 
 class Engine:
@@ -79,13 +54,19 @@ class Engine:
         tokens: int,
         stop_ids: Sequence[int],
         dtype: jnp.dtype,
+        prefill_chunk: int = 0,
+        prompt_tokens: int = 0,
         params: Params | None = None,
     ) -> None:
-        """`slots` sequences of at most `tokens` tokens each, prompt included."""
+        """`slots` sequences of at most `tokens` tokens each, prompt included; prompts longer than
+        `prefill_chunk` can be prefilled in pieces of it. `prompt_tokens`: the longest prompt, of
+        which a beginning may be shared."""
         self.arch, self.mesh, self.dtype = arch, mesh, dtype
         self.max_concurrent_decodes = slots
         self.max_prefill_length = tokens
-        self.prefill_chunk_size = tokens
+        self.prefill_chunk_size = min(prefill_chunk or tokens, tokens)
+        self.head_room = self.bucket(min(prompt_tokens or tokens, tokens))
+        self.tail_size = min(TAIL, self.head_room)
         self.stop_ids = tuple(stop_ids)
         self._params = params
 
@@ -118,6 +99,44 @@ class Engine:
         """Tokens padded to their bucket. The padding is masked, so its value is of no effect."""
         assert 0 < len(tokens) <= self.max_prefill_length, (len(tokens), self.max_prefill_length)
         return np.pad(tokens, (0, self.bucket(len(tokens)) - len(tokens))).astype(np.int32)
+
+    def begin(self, tokens: np.ndarray) -> Begun:
+        """A prompt longer than a chunk, before its first."""
+        assert len(tokens) > self.prefill_chunk_size, (len(tokens), self.prefill_chunk_size)
+        room = self.bucket(len(tokens))
+        with jax.set_mesh(self.mesh):
+            cache = empty_cache(self.arch, self.mesh, 1, room, self.dtype)
+        return Begun(tokens, cache, self.prefill_chunk_size)
+
+    def as_head(self, prefix: Prefix) -> Cache:
+        """A prefix's keys and values with room for what may follow them in any prompt."""
+        with jax.set_mesh(self.mesh):
+            return self._widen(prefix.cache)
+
+    def behind(self, head: Cache, tokens: np.ndarray, done: int) -> Begun:
+        """A prompt of which `done` tokens are in the head."""
+        assert self.tail_size <= len(tokens) <= self.head_room, (len(tokens), self.head_room)
+        with jax.set_mesh(self.mesh):
+            return Begun(tokens, self._copy(head), self.tail_size, done)
+
+    def extend(self, params: Params, begun: Begun) -> None:
+        """Prefill the next piece. The last one ends with the prompt, and repeats what of the one
+        before it covers: equal keys and values, and no program of its own."""
+        size = begun.piece
+        first = min(begun.done, len(begun.tokens) - size)
+        tokens = begun.tokens[None, first : first + size].astype(np.int32)
+        with jax.set_mesh(self.mesh):
+            begun.cache = self._extend(
+                params, begun.cache, self.replicated(tokens), self.replicated(np.int32(first))
+            )
+        begun.done = first + size
+
+    def finished(self, begun: Begun) -> Prefix:
+        """The prompt prefilled, once it is whole."""
+        assert begun.is_whole, (begun.done, len(begun.tokens))
+        last = self.replicated(np.int32(begun.tokens[-1]))
+        none = self.replicated(np.zeros(1, np.int32))
+        return Prefix(begun.cache, last, none, self.replicated(np.int32(len(begun.tokens))))
 
     def prefill(
         self,
@@ -275,6 +294,14 @@ class Engine:
         return jax.jit(partial(prefill, arch=self.arch, dtype=self.dtype), static_argnums=5)
 
     @cached_property
+    def _widen(self) -> Any:
+        return jax.jit(partial(widen, tokens=self.head_room))
+
+    @cached_property
+    def _extend(self) -> Any:
+        return jax.jit(partial(extend, arch=self.arch, dtype=self.dtype), donate_argnums=1)
+
+    @cached_property
     def _generate(self) -> Any:
         return jax.jit(self._step, donate_argnums=1)
 
@@ -293,106 +320,3 @@ class Engine:
     @property
     def _step(self) -> Any:
         return partial(generate, arch=self.arch, stop_ids=self.stop_ids, dtype=self.dtype)
-
-
-def prefill(
-    params: Params,
-    tokens: Int[Array, "1 T"],
-    length: Int[Array, ""],
-    sampler: Sampler,
-    key: Key[Array, ""],
-    samples: int,
-    *,
-    arch: Architecture,
-    dtype: jnp.dtype,
-) -> tuple[Prefix, Int[Array, "samples 5"]]:
-    T = tokens.shape[1]
-    positions = jnp.arange(T, dtype=jnp.int32)[None]
-    segments = (positions < length).astype(jnp.int32)
-    hidden, states = transform(
-        params, arch, tokens, positions, attend=attend_packed(segments, positions), dtype=dtype
-    )
-    cache = tuple(LayerCache(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)) for k, v in states)
-    # Two rows of which one is used: a product with a single row is slow on CPU.
-    last = jax.lax.dynamic_slice_in_dim(hidden, length - 1, 1, axis=1)
-    last = jnp.concatenate([last, last], axis=1)
-    scores = logits(last, head_weight(params, dtype), tied=arch.tie_embeddings)[:, 0]
-    scores = jnp.repeat(jax.reshard(scores, P(None, None)), samples, axis=0)
-    zero = jnp.zeros(samples, jnp.int32)
-    draws = uniforms(key, zero, jnp.arange(samples, dtype=jnp.int32), zero)
-    token, logprob = sample(scores, draws, sampler)
-    last_token = jax.lax.dynamic_index_in_dim(tokens[0], length - 1, keepdims=False)
-    prefix = Prefix(cache, last_token, token, length)
-    return prefix, pack_result(token, zero == 0, zero + 1, logprob, zero + RUNNING)
-
-
-def insert(
-    prefix: Prefix, state: DecodeState, table: Int[Array, "5 G"], fed_first: bool
-) -> DecodeState:
-    """Put the prefix into slots table[0]; the rows below are groups, indices, limits and tokens
-    produced so far.
-
-    With `fed_first` the slot goes on after the prefill's first token. Without, the last prompt
-    token is fed once more: its keys and values are rewritten with equal ones, and every slot
-    draws its own first token in the ordinary step.
-    """
-    slots, groups, indices, limits, produced = table
-    token = prefix.first_tokens if fed_first else prefix.last_token
-    length = prefix.length if fed_first else prefix.length - 1
-
-    def put(into: Array, value: Any) -> Array:
-        return into.at[slots].set(value, mode="drop")
-
-    return DecodeState(
-        cache=insert_prefix(state.cache, prefix.cache, slots),
-        tokens=put(state.tokens, token),
-        lengths=put(state.lengths, length),
-        produced=put(state.produced, produced),
-        limits=put(state.limits, limits),
-        groups=put(state.groups, groups),
-        indices=put(state.indices, indices),
-        active=put(state.active, True),
-    )
-
-
-def generate(
-    params: Params,
-    state: DecodeState,
-    sampler: Sampler,
-    key: Key[Array, ""],
-    *,
-    arch: Architecture,
-    stop_ids: tuple[int, ...],
-    dtype: jnp.dtype,
-) -> tuple[DecodeState, Int[Array, "B 5"]]:
-    """Feed each slot's token, sample the next, and detect the end on the device."""
-    hidden, cache = transform(
-        params,
-        arch,
-        state.tokens[:, None],
-        state.lengths[:, None],
-        attend=attend_cached(state.lengths),
-        states=state.cache,
-        dtype=dtype,
-    )
-    scores = logits(hidden, head_weight(params, dtype), tied=arch.tie_embeddings)[:, 0]
-    draws = uniforms(key, state.groups, state.indices, state.produced)
-    token, logprob = sample(jax.reshard(scores, P(None, None)), draws, sampler)
-
-    step = state.active.astype(jnp.int32)
-    produced = state.produced + step
-    is_stop = jnp.isin(token, jnp.array(stop_ids, jnp.int32))
-    # An idle or full slot writes at its last position over and over, which nobody reads.
-    room = state.cache[0].v.shape[2] - 1
-    is_full = (produced >= state.limits) | (state.lengths >= room)
-    finish = jnp.where(is_stop, STOP, jnp.where(is_full, LENGTH, RUNNING))
-    finish = jnp.where(state.active, finish, RUNNING).astype(jnp.int32)
-    result = pack_result(token, state.active, produced, logprob, finish)
-    state = state._replace(
-        cache=cache,
-        tokens=jnp.where(state.active, token, state.tokens),
-        lengths=jnp.minimum(state.lengths + step, room),
-        produced=produced,
-        active=state.active & (finish == RUNNING),
-    )
-    return state, result

@@ -17,7 +17,8 @@ from typing import Any
 
 import jax
 
-from magistral_jax.generator.engine import DecodeState, Engine, Prefix
+from magistral_jax.generator.engine import Engine
+from magistral_jax.generator.programs import DecodeState, Prefix
 from magistral_jax.generator.result import ResultTokens
 from magistral_jax.generator.sampling import Sampler
 from magistral_jax.model.params import Params

@@ -14,12 +14,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Array, Int32, Key
 
-from magistral_jax.generator.engine import DecodeState, Engine, Prefix
+from magistral_jax.generator.engine import Engine
+from magistral_jax.generator.prefilling import Prefiller
+from magistral_jax.generator.programs import DecodeState, Prefix
 from magistral_jax.generator.result import LENGTH, RUNNING, STOP
 from magistral_jax.generator.sampling import Sampler
 from magistral_jax.generator.sequences import Request, Slot, continued
@@ -48,6 +51,7 @@ class Scheduler:
         max_tokens: int,
         kv_on_update: Literal["keep", "recompute"] = "keep",
         steps_at_once: int = 1,
+        remembers: bool = True,
         doing: Callable[[str], AbstractContextManager[object]] = lambda what: nullcontext(),
     ) -> None:
         """`doing("prefill")` and `doing("prefill_repeated")` are entered around such work."""
@@ -55,6 +59,7 @@ class Scheduler:
         self.key = engine.replicated(key)
         self.group_size, self.max_tokens, self.kv_on_update = group_size, max_tokens, kv_on_update
         self.steps_at_once, self._doing = steps_at_once, doing
+        self.prefiller = Prefiller(engine, remembers=remembers)
         self.state = engine.init_decode_state()
         self.num_steps = self.num_sampled = 0
         num_slots = engine.max_concurrent_decodes
@@ -101,13 +106,9 @@ class Scheduler:
         """Compile what prefills of at most `longest` tokens need, and the decode step, before any
         is submitted; `tell(done, total)` is called before each."""
         assert not self.has_work, "this generator has work"
-        sizes = [b for b in self.engine.buckets if b <= self.engine.bucket(longest)]
         nowhere = [self.engine.max_concurrent_decodes]
-        for number, size in enumerate(sizes):
-            tell(number, len(sizes) + 1)
-            prefix = self._prefill(np.ones(size, np.int32))
-            self._insert(prefix, nowhere, group=0, indices=[0], limit=1)
-        tell(len(sizes), len(sizes) + 1)
+        insert = partial(self._insert, slots=nowhere, group=0, indices=[0], limit=1)
+        self.prefiller.warm_up(self.snapshot.params, longest, insert, tell)
         self.state, results = self._decode()
         results.block_until_ready()
 
@@ -126,8 +127,9 @@ class Scheduler:
         """Continue with new weights from the next step on. Versions only go up."""
         assert snapshot.version > self.version, (snapshot.version, self.version)
         self.snapshot = snapshot
+        self.prefiller.forget()
         for request in self._waiting:
-            request.prefix = None  # a new sequence starts as on a fresh engine
+            request.prefix = request.begun = None  # a new sequence starts as on a fresh engine
         for number, slot in enumerate(self._slots):
             if slot is not None:
                 slot.spans = continued(slot.spans, int(self._count[number]), snapshot.version)
@@ -182,6 +184,7 @@ class Scheduler:
         self._slots = [None] * len(self._slots)
         self._free = deque(range(len(self._slots)))
         self._placing = None
+        self.prefiller.forget()
         self._drafts.clear()
         self._waiting.clear()
         if snapshot.version > self.version:
@@ -246,17 +249,20 @@ class Scheduler:
         if not (self._free and self._waiting):
             return
         with self._doing("prefill"):
-            while self._free and self._waiting:
+            while self._free and self._waiting and self._prefilled(self._waiting[0]):
                 self._place(self._waiting[0])
             # Waited for here, or the time of the prefills would be taken for that of the step.
             self.state.tokens.block_until_ready()
+
+    def _prefilled(self, request: Request) -> bool:
+        self._placing, is_urgent = request.prompt, self.num_active == 0
+        return self.prefiller.advance(self.snapshot.params, request, is_urgent=is_urgent)
 
     def _place(self, request: Request) -> None:
         """Put as many completions of a request into slots as there are. Nothing is noted before
         the device has taken them, so that a failure leaves the request as it was."""
         self._placing = request.prompt
-        if request.prefix is None:
-            request.prefix = self._prefill(request.prompt.tokens)
+        assert request.prefix is not None
         indices = range(
             request.next_index, min(request.count, request.next_index + len(self._free))
         )
@@ -338,14 +344,6 @@ class Scheduler:
         self._logprobs[number, :count] = draft.logprobs
         self._count[number] = count
 
-    def _prefill(self, tokens: np.ndarray) -> Prefix:
-        prefix, _ = self.engine.prefill(
-            params=self.snapshot.params,
-            padded_tokens=self.engine.pad(tokens),
-            true_length=len(tokens),
-        )
-        return prefix
-
     def _insert(
         self,
         prefix: Prefix,
@@ -389,7 +387,7 @@ class Scheduler:
         self._placing = begun.prompt
         sequence: Any = np.concatenate([begun.prompt.tokens, tokens])
         self._insert(
-            self._prefill(sequence),
+            self.prefiller.whole(self.snapshot.params, sequence),
             [number],
             group=begun.prompt.group,
             indices=[begun.index],

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from magistral_jax.generator.engine import Prefix
+from magistral_jax.generator.programs import Begun, Prefix
 from magistral_jax.types import Draft, Prompt, VersionSpan, Waiting
 
 
@@ -19,6 +19,8 @@ class Request:
     count: int
     prefix: Prefix | None = None
     """Prefilled under the current weights, or None."""
+    begun: Begun | None = None
+    """A long prompt on its way to become the prefix."""
 
     @staticmethod
     def of(waiting: Waiting) -> "Request":

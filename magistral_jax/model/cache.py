@@ -16,7 +16,7 @@ from jax import P
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
-from magistral_jax.model.attention import cached_attention
+from magistral_jax.model.attention import cached_attention, grouped_attention
 from magistral_jax.model.params import Architecture
 from magistral_jax.model.transformer import Attend
 
@@ -75,6 +75,12 @@ def attend_cached(lengths: Int[Array, " B"]) -> Attend:
         out = cached_attention(q[:, 0], cache.k, cache.v, lengths + 1, window)
         return out[:, None], cache
 
+    return _per_head(local, lengths)
+
+
+def _per_head(local: Callable[..., tuple[Array, LayerCache]], places: Array) -> Attend:
+    """`local` on each device's heads."""
+
     def attend(
         cache: LayerCache, q: Array, k: Array, v: Array, window: int | None
     ) -> tuple[Array, LayerCache]:
@@ -83,9 +89,39 @@ def attend_cached(lengths: Int[Array, " B"]) -> Attend:
             out_specs=(P(None, None, "tp", None), LayerCache(KEY_SPEC, VALUE_SPEC)),
             check_vma=False,
         )
-        return sharded(cache, q, k, v, lengths)
+        return sharded(cache, q, k, v, places)
 
     return attend
+
+
+def attend_extending(done: Int[Array, ""]) -> Attend:
+    """Write a chunk of one sequence (B = 1) behind the `done` tokens before it, then let each of
+    its tokens see all up to itself: what a prefill in one piece does, in several."""
+
+    def local(
+        cache: LayerCache, q: Array, k: Array, v: Array, done: Array, *, window: int | None
+    ) -> tuple[Array, LayerCache]:
+        cache = LayerCache(
+            jax.lax.dynamic_update_slice_in_dim(cache.k, k.transpose(0, 2, 3, 1), done, axis=3),
+            jax.lax.dynamic_update_slice_in_dim(cache.v, v.transpose(0, 2, 1, 3), done, axis=2),
+        )
+        back = done + jnp.arange(q.shape[1])[:, None] - jnp.arange(cache.v.shape[2])[None, :]
+        seen = back >= 0 if window is None else (back >= 0) & (back < window)
+        keys, values = cache.k.transpose(0, 3, 1, 2), cache.v.transpose(0, 2, 1, 3)
+        return grouped_attention(q, keys, values, seen[None]), cache
+
+    return _per_head(local, done)
+
+
+def widen(cache: Cache, tokens: int) -> Cache:
+    """The cache with room for `tokens` tokens a sequence, or cut to as many."""
+
+    def fitted(array: Array, axis: int) -> Array:
+        array = jax.lax.slice_in_dim(array, 0, min(tokens, array.shape[axis]), axis=axis)
+        pads = [(0, tokens - array.shape[axis] if i == axis else 0) for i in range(4)]
+        return jnp.pad(array, pads)
+
+    return tuple(LayerCache(fitted(layer.k, 3), fitted(layer.v, 2)) for layer in cache)
 
 
 def insert_prefix(

@@ -24,7 +24,8 @@ from magistral_jax.arrays import Batch
 from magistral_jax.build import SAMPLING, Run
 from magistral_jax.config import RunConfig
 from magistral_jax.console import Console, table
-from magistral_jax.generator.engine import DecodeState, Engine
+from magistral_jax.generator.engine import Engine
+from magistral_jax.generator.programs import DecodeState
 from magistral_jax.generator.sampling import Sampler
 from magistral_jax.generator.scheduler import Scheduler
 from magistral_jax.model.params import Params

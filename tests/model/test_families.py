@@ -11,7 +11,7 @@ import pytest
 from jax import P
 from jax.sharding import NamedSharding
 
-from magistral_jax.generator.engine import prefill
+from magistral_jax.generator.programs import prefill
 from magistral_jax.generator.sampling import Sampler
 from magistral_jax.model.cache import attend_cached, empty_cache, insert_prefix
 from magistral_jax.model.families import FAMILIES, config_of, read_config

@@ -61,12 +61,15 @@ def master_weights(arch, mesh, seed=0):
     return place(map_specs(draw, abstract(arch)), shardings(arch, mesh, TRAINER_RULES))
 
 
-def make_prompts(vocab):
+def make_prompts(vocab, lengths=LENGTHS, shared=0):
+    """Random prompts whose first `shared` tokens are the same."""
     rng = np.random.default_rng(3)
     problem = Problem(id="a", domain="math", question="", answer="")
+    drawn = [rng.integers(1, vocab, length, np.int32) for length in lengths]
+    for tokens in drawn:
+        tokens[:shared] = drawn[0][:shared]
     return [
-        Prompt(group=group, problem=problem, tokens=rng.integers(1, vocab, length, np.int32))
-        for group, length in enumerate(LENGTHS)
+        Prompt(group=group, problem=problem, tokens=tokens) for group, tokens in enumerate(drawn)
     ]
 
 
@@ -89,7 +92,7 @@ def make_scheduler(snapshot, *, arch, mesh, dtype, slots=5, temperature=1.0, eng
     )
 
 
-def gaps(arch, dtype, temperature, *, trainer_mesh, generator_mesh):
+def gaps(arch, dtype, temperature, *, trainer_mesh, generator_mesh, prompts=None, engine=None):
     """|sampler - trainer| of every sampled token, over mixed lengths, slots and refills."""
     dtype = jnp.dtype(dtype)
     trainer = Trainer(
@@ -108,8 +111,9 @@ def gaps(arch, dtype, temperature, *, trainer_mesh, generator_mesh):
         mesh=generator_mesh,
         dtype=dtype,
         temperature=temperature,
+        engine=engine,
     )
-    prompts = make_prompts(arch.vocab)
+    prompts = prompts or make_prompts(arch.vocab)
     answers = scheduler.generate(prompts)
     assert {c.finish for group in answers for c in group} == {"stop", "length"}
     right = Verdict(reward=1.0, parts={}, reason="pass")
@@ -154,6 +158,43 @@ def test_sampler_and_trainer_agree(repeats, head_dim, temperature, tied, dtype, 
     )
     record_property("logprob_abs_max", float(found.max()))
     print(f"{dtype} R={repeats} H={head_dim}: max {found.max():.2g} of {len(found)} tokens")
+    assert found.max() <= BOUND[dtype]
+    assert found.max() <= REGRESSION
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_they_agree_on_prompts_in_chunks_and_behind_a_shared_head(dtype, record_property):
+    mesh, arch = make_mesh(jax.devices(), fsdp=1, tp=1), make_arch(2, 32)
+    engine = Engine(
+        arch,
+        mesh,
+        slots=5,
+        tokens=240,
+        stop_ids=STOP_IDS,
+        dtype=jnp.dtype(dtype),
+        prefill_chunk=48,
+        prompt_tokens=140,
+    )
+    pieces = []
+    extend = engine.extend
+
+    def watched(params, begun):
+        pieces.append(begun.piece)
+        extend(params, begun)
+
+    engine.extend = watched
+    prompts = make_prompts(arch.vocab, lengths=(110, 107, 131, 103, 139, 118), shared=100)
+    found = gaps(
+        arch,
+        dtype,
+        1.0,
+        trainer_mesh=mesh,
+        generator_mesh=mesh,
+        prompts=prompts,
+        engine=engine,
+    )
+    assert {engine.prefill_chunk_size, engine.tail_size} == set(pieces)
+    record_property("logprob_abs_max", float(found.max()))
     assert found.max() <= BOUND[dtype]
     assert found.max() <= REGRESSION
 
