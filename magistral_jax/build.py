@@ -1,6 +1,5 @@
 """Config -> the rooms. The one file that imports them all; it wires and decides nothing."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
@@ -14,6 +13,7 @@ import numpy as np
 from magistral_jax.arrays import Batch
 from magistral_jax.batch.assemble import assemble
 from magistral_jax.batch.backlog import Backlog
+from magistral_jax.checkpoint import as_json
 from magistral_jax.config import RunConfig
 from magistral_jax.data.prompts import render
 from magistral_jax.data.sources import Sums, read_jsonl
@@ -180,22 +180,24 @@ class Run:
 
     # The generator.
 
-    def engine(self, slots: int) -> Engine:
+    def engine(self, slots: int, pages: int = 0) -> Engine:
         return Engine(
             self.arch,
             self.generator_mesh,
             slots=slots,
             tokens=self.config.sequence_tokens,
             stop_ids=self.tokenizer.stop_ids,
-            prefill_chunk=self.config.generator.prefill_chunk,
             prompt_tokens=self.config.data.max_prompt_tokens,
             dtype=self.dtype,
+            prefill_chunk=self.config.generator.prefill_chunk,
+            pages=pages,
+            page_tokens=self.config.generator.page_tokens,
         )
 
     @cached_property
     def main_engine(self) -> Engine:
         # At least two rows to a product: XLA's CPU backend has a slow path for one.
-        return self.engine(max(2, self.config.generator.in_flight))
+        return self.engine(max(2, self.config.generator.in_flight), self.config.generator.pages)
 
     @cached_property
     def _probe_engine(self) -> Engine:
@@ -220,19 +222,18 @@ class Run:
 
     def sampling(self, snapshot: Snapshot) -> Scheduler:
         """Where training samples come from."""
-        sampler = Sampler(temperature=self.config.generator.temperature)
         return self.scheduler(
             snapshot,
             engine=self.main_engine,
             stream=SAMPLING,
-            sampler=sampler,
+            sampler=Sampler(temperature=self.config.generator.temperature),
             doing=partial(self.ledger.doing, GENERATOR),
         )
 
     def evaluation(self, snapshot: Snapshot, sampler: Sampler | None = None) -> Scheduler:
         """The same engine at the evaluation's temperature, with randomness of its own."""
-        sampler = sampler or Sampler(temperature=self.config.eval.temperature)
-        return self.scheduler(snapshot, engine=self.main_engine, stream=EVALUATION, sampler=sampler)
+        options = {"sampler": sampler or Sampler(temperature=self.config.eval.temperature)}
+        return self.scheduler(snapshot, engine=self.main_engine, stream=EVALUATION, **options)
 
     def probe(self) -> Probe | None:
         config = self.config
@@ -387,11 +388,6 @@ class Run:
     def close(self) -> None:
         if "verifiers" in self.__dict__:
             self.verifiers.close()
-
-
-def as_json(values: dict[str, Any]) -> dict[str, Any]:
-    """The values as a checkpoint gives them back: tuples are lists there."""
-    return json.loads(json.dumps(values))
 
 
 def train_batch(trainer: Trainer, batch: Batch) -> dict[str, float]:

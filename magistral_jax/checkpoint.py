@@ -350,3 +350,8 @@ def check_identity(saved: dict[str, Any], wanted: dict[str, Any], folder: Path) 
             f"the checkpoint in {folder} belongs to another run: {'; '.join(different)}. "
             "Resume with the config the run began with, or choose another --run-dir."
         )
+
+
+def as_json(values: dict[str, Any]) -> dict[str, Any]:
+    """The values as a checkpoint gives them back: tuples are lists there."""
+    return json.loads(json.dumps(values))

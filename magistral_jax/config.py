@@ -96,6 +96,12 @@ class GeneratorConfig:
     steps_at_once: int = 4
     """Decode steps in one program, between two looks of the host: more of them keep the device
     busier; a sequence that ends leaves its slot idle, and new weights wait, until the last."""
+    pages: int = 0
+    """Pages of the KV cache, each of page_tokens tokens: memory follows the tokens in use, the
+    completions of a group share their prompt's, and where pages are short fewer sequences are in
+    flight than in_flight. 0: every sequence has room for the longest."""
+    page_tokens: int = 32
+    """Tokens of a page; with generator.pages only."""
     kv_on_update: Literal["keep", "recompute"] = "keep"
     """New weights: continue on the stale KV cache (the paper), or prefill it again."""
 
@@ -292,9 +298,10 @@ class RunConfig:
 
     @property
     def prefill_tokens(self) -> int:
-        """Longest prefill of a run in peace: of a prompt, or of a sequence at an update. After a
-        stop or a failure sequences are longer, and compiled for when they come."""
-        is_again = self.generator.kv_on_update == "recompute"
+        """Longest prefill of a run in peace: of a prompt, or of a sequence at an update or after
+        it had to make room. After a stop or a failure sequences are longer, and compiled for when
+        they come."""
+        is_again = self.generator.kv_on_update == "recompute" or self.generator.pages > 0
         return self.sequence_tokens if is_again else self.data.max_prompt_tokens
 
     @property

@@ -28,6 +28,8 @@ def _positive(c: RunConfig) -> list[Rule]:
         "generator.max_tokens": (c.generator.max_tokens, 1),
         "generator.steps_at_once": (c.generator.steps_at_once, 1),
         "generator.prefill_chunk": (c.generator.prefill_chunk, 2),
+        "generator.pages": (c.generator.pages, 0),
+        "generator.page_tokens": (c.generator.page_tokens, 1),
         "data.digits": (c.data.digits, 1),
         "data.max_prompt_tokens": (c.data.max_prompt_tokens, 1),
         "verifier.workers": (c.verifier.workers, 1),
@@ -110,7 +112,19 @@ def _positive(c: RunConfig) -> list[Rule]:
 
 def _generator_rules(c: RunConfig) -> list[Rule]:
     g = c.generator
+    longest = -(-c.sequence_tokens // max(g.page_tokens, 1))
     return [
+        (
+            0 < g.pages < longest,
+            f"generator.pages ({g.pages}) of generator.page_tokens ({g.page_tokens}) tokens do not "
+            f"hold one sequence of data.max_prompt_tokens + generator.max_tokens "
+            f"({c.sequence_tokens}). Set generator.pages to at least {longest}, or 0.",
+        ),
+        (
+            g.pages > 0 and c.checkpoint.kv == "save",
+            f'generator.pages is {g.pages} and checkpoint.kv is "save": whose pages are whose is '
+            'not saved. Set checkpoint.kv = "refill", or generator.pages = 0.',
+        ),
         (
             g.in_flight > 2 * c.batch.completions and not g.allow_stale,
             f"generator.in_flight ({g.in_flight}) is over twice batch.completions "

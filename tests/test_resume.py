@@ -57,6 +57,8 @@ CONFIG = RunConfig(
     checkpoint=CheckpointConfig(every=4, kv="save"),
 )
 ASYNC = replace(CONFIG, mode="async", checkpoint=CheckpointConfig(every=4))
+# As many pages as four of twelve sequences in flight can need.
+PAGED = replace(ASYNC, generator=replace(ASYNC.generator, pages=24, page_tokens=4))
 CLOCK = replace(CONFIG, mode="async", deterministic=True, deterministic_steps=4)
 
 
@@ -79,7 +81,10 @@ class SharedRun(Run):
                 state=jax.tree.map(np.array, trainer.state),
                 places=jax.tree.map(lambda x: x.sharding, trainer.state),
             )
-        vars(self).update(main_engine=self.shared["engine"], push=self.shared["push"])
+        engine = self.shared["engine"]
+        if config.generator.pages:
+            engine = self.shared.setdefault("paged", self.main_engine)
+        vars(self).update(main_engine=engine, push=self.shared["push"])
 
     def initial_params(self):
         return self.shared["state"].params
@@ -281,14 +286,14 @@ def test_a_run_folder_is_not_overwritten_and_not_resumed_as_another(whole, tmp_p
         train(CONFIG, tmp_path, resume=True)
 
 
-def play_in_sessions(stops, shared, monkeypatch, folder):
+def play_in_sessions(stops, shared, monkeypatch, folder, config=ASYNC):
     """Run to the end, stopped where `stops` say, each an (attribute, when) of `SharedRun`."""
     for session, (attribute, when) in enumerate([*stops, (None, None)]):
         go_on(shared, monkeypatch)
         if attribute:
             at = staticmethod(lambda now, when=when: interrupt() if now == when else None)
             monkeypatch.setattr(shared, attribute, at)
-        code = train(ASYNC, folder, resume=session > 0)
+        code = train(config, folder, resume=session > 0)
         assert code == (STOPPED if attribute else FINISHED)
 
 
@@ -298,12 +303,14 @@ STOPS = {
 }
 
 
+@pytest.mark.parametrize("config", [ASYNC, PAGED], ids=["slots", "pages"])
 @pytest.mark.parametrize("stops", STOPS.values(), ids=STOPS)
 def test_async_no_prompt_is_skipped_or_trained_twice_across_stops(
-    stops, shared, monkeypatch, tmp_path
+    stops, config, shared, monkeypatch, tmp_path
 ):
-    play_in_sessions(stops, shared, monkeypatch, tmp_path)
+    play_in_sessions(stops, shared, monkeypatch, tmp_path, config)
     rows, samples = rows_of(tmp_path), samples_of(tmp_path)
+    assert all(0 <= row.get("generator/cache_used", 0) <= 1 for row in rows)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert max(row["policy/lag_max"] for row in rows) <= ASYNC.batch.max_lag
 
@@ -385,14 +392,16 @@ def test_a_generator_that_fails_once_is_counted_shown_and_goes_on(
     shared, monkeypatch, tmp_path, capsys
 ):
     engine = SharedRun(ASYNC).main_engine
-    honest, calls = engine.generate_many, 0
+    honest, calls, has_failed = engine.generate_many, 0, False
 
-    def fail_once(*args):
-        nonlocal calls
+    def fail_once(params, state, *rest):
+        nonlocal calls, has_failed
         calls += 1
-        if calls == 20:
+        is_begun = bool((np.asarray(state.produced) * np.asarray(state.active)).any())
+        if calls >= 20 and is_begun and not has_failed:
+            has_failed = True
             raise RuntimeError("the device is gone")
-        return honest(*args)
+        return honest(params, state, *rest)
 
     monkeypatch.setattr(engine, "generate_many", fail_once)
     assert train(ASYNC, tmp_path, resume=False) == FINISHED

@@ -252,6 +252,21 @@ def test_broken_rules_come_in_the_same_form(tmp_path):
     ]
 
 
+def test_pages_must_hold_a_sequence_and_are_not_saved(tmp_path):
+    text = "[data]\nmax_prompt_tokens = 60\n[generator]\nmax_tokens = 60\npages = {}\n"
+    assert load(write(tmp_path, text.format(4))).generator.pages == 4
+    assert faults_of(write(tmp_path, text.format(3))) == [
+        "generator.pages (3) of generator.page_tokens (32) tokens do not hold one sequence of "
+        "data.max_prompt_tokens + generator.max_tokens (120). Set generator.pages to at least 4, "
+        "or 0."
+    ]
+    text += '[checkpoint]\nkv = "save"\n'
+    assert faults_of(write(tmp_path, text.format(4))) == [
+        'generator.pages is 4 and checkpoint.kv is "save": whose pages are whose is not saved. '
+        'Set checkpoint.kv = "refill", or generator.pages = 0.'
+    ]
+
+
 def of_type(hint: Any) -> st.SearchStrategy:
     if get_origin(hint) is Literal:
         return st.sampled_from(get_args(hint))

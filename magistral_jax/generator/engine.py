@@ -22,6 +22,7 @@ from jaxtyping import Array, Int, Key
 from magistral_jax.generator.programs import (
     Begun,
     DecodeState,
+    Places,
     Prefix,
     extend,
     generate,
@@ -30,7 +31,7 @@ from magistral_jax.generator.programs import (
 )
 from magistral_jax.generator.result import ResultTokens
 from magistral_jax.generator.sampling import Sampler
-from magistral_jax.model.cache import Cache, LayerCache, empty_cache, layer_shardings, widen
+from magistral_jax.model.cache import Cache, LayerCache, Table, empty_cache, layer_shardings, widen
 from magistral_jax.model.params import Architecture, Params
 
 SMALLEST_BUCKET = 16
@@ -56,17 +57,22 @@ class Engine:
         dtype: jnp.dtype,
         prefill_chunk: int = 0,
         prompt_tokens: int = 0,
+        pages: int = 0,
+        page_tokens: int = 32,
         params: Params | None = None,
     ) -> None:
         """`slots` sequences of at most `tokens` tokens each, prompt included; prompts longer than
         `prefill_chunk` can be prefilled in pieces of it. `prompt_tokens`: the longest prompt, of
-        which a beginning may be shared."""
+        which a beginning may be shared. With `pages` the cache is so many pages of `page_tokens`
+        tokens, and a `memory.PageMemory` says whose they are; without, each slot has room for all.
+        """
         self.arch, self.mesh, self.dtype = arch, mesh, dtype
         self.max_concurrent_decodes = slots
         self.max_prefill_length = tokens
         self.prefill_chunk_size = min(prefill_chunk or tokens, tokens)
         self.head_room = self.bucket(min(prompt_tokens or tokens, tokens))
         self.tail_size = min(TAIL, self.head_room)
+        self.pages, self.page_tokens = pages, page_tokens
         self.stop_ids = tuple(stop_ids)
         self._params = params
 
@@ -201,22 +207,25 @@ class Engine:
         limits: Sequence[int] = (),
         produced: int = 0,
         pad_to: int | None = None,
+        places: Places | None = None,
     ) -> DecodeState:
         """One prefill into many slots (the G of a group); each draws its own next token.
 
         Of the prefilled tokens the last `produced` are the completion's own: a sequence that goes
         on. `pad_to` fixes the number of slots of the compiled program; the surplus is ignored.
-        Without names it is JetStream's: slots go on after the prefill's own first tokens.
+        `places` (none: nowhere) matter where the cache is in pages. Without names it is
+        JetStream's: slots go on after the prefill's own first tokens.
         """
         if groups is None:
             index, limit = range(len(slots)), [2**30] * len(slots)
             rows = (slots, slots, index, limit, [1] * len(slots))
-            return self._insert(prefix, decode_state, *rows, fed_first=True)
+            assert not self.pages, "JetStream's insert knows no pages"
+            return self._insert(prefix, decode_state, rows, None, fed_first=True)
         surplus = (pad_to or len(slots)) - len(slots)
         slots = [*slots, *[self.max_concurrent_decodes] * surplus]
         groups, indices, limits = ([*x, *[0] * surplus] for x in (groups, indices, limits))
         rows = (slots, groups, indices, limits, [produced] * len(slots))
-        return self._insert(prefix, decode_state, *rows, fed_first=False)
+        return self._insert(prefix, decode_state, rows, places, fed_first=False)
 
     def generate(
         self,
@@ -254,14 +263,20 @@ class Engine:
     def init_decode_state(self, rng: Key[Array, ""] | None = None) -> DecodeState:
         slots = self.max_concurrent_decodes
         zeros = np.zeros(slots, np.int32)
+        many, room = slots, self.max_prefill_length
+        table = None
+        if self.pages:
+            nowhere = np.full((slots, -(-room // self.page_tokens)), self.pages, np.int32)
+            table = Table(self.replicated(nowhere), self.replicated(zeros.copy()))
+            many, room = self.pages, self.page_tokens
         with jax.set_mesh(self.mesh):
-            cache = empty_cache(self.arch, self.mesh, slots, self.max_prefill_length, self.dtype)
+            cache = empty_cache(self.arch, self.mesh, many, room, self.dtype)
             # One buffer each: the state is donated, and a donated buffer may not appear twice.
             tokens, lengths, produced, limits, groups, indices = (
                 self.replicated(zeros.copy()) for _ in range(6)
             )
             active = self.replicated(np.zeros(slots, bool))
-        return DecodeState(cache, tokens, lengths, produced, limits, groups, indices, active)
+        return DecodeState(cache, tokens, lengths, produced, limits, groups, indices, active, table)
 
     def replicated(self, value: Any) -> Array:
         """The value whole on each of the engine's devices."""
@@ -275,11 +290,32 @@ class Engine:
         return self.replicated(jax.random.key(0))
 
     def _insert(
-        self, prefix: Prefix, state: DecodeState, *rows: Sequence[int], fed_first: bool
+        self,
+        prefix: Prefix,
+        state: DecodeState,
+        rows: Sequence[Sequence[int]],
+        places: Places | None,
+        *,
+        fed_first: bool,
     ) -> DecodeState:
-        table = np.array(rows, np.int32)
+        if self.pages:
+            places = self._padded(places, prefix.cache[0].v.shape[2], len(rows[0]))
         with jax.set_mesh(self.mesh):
-            return self._insert_jit(prefix, state, self.replicated(table), fed_first)
+            return self._insert_jit(
+                prefix, state, self.replicated(np.array(rows, np.int32)), fed_first, places
+            )
+
+    def _padded(self, places: Places | None, prefix_tokens: int, slots: int) -> Places:
+        """Places for as many pages as a prefix of this size can fill, and for all slots: one
+        program for all prefixes of a size."""
+        none = np.full(0, self.pages, np.int32)
+        prompt, rest, own = places or (none, np.int32(0), none)
+        most = -(-prefix_tokens // self.page_tokens)
+        prompt, own = (
+            np.pad(x, (0, size - len(x)), constant_values=self.pages).astype(np.int32)
+            for x, size in ((prompt, most), (own, slots))
+        )
+        return Places(*map(self.replicated, (prompt, np.asarray(rest, np.int32), own)))
 
     @cached_property
     def _insert_jit(self) -> Any:
@@ -319,4 +355,10 @@ class Engine:
 
     @property
     def _step(self) -> Any:
-        return partial(generate, arch=self.arch, stop_ids=self.stop_ids, dtype=self.dtype)
+        return partial(
+            generate,
+            arch=self.arch,
+            stop_ids=self.stop_ids,
+            tokens=self.max_prefill_length,
+            dtype=self.dtype,
+        )

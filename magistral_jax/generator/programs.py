@@ -17,8 +17,11 @@ from magistral_jax.generator.sampling import Sampler, sample, uniforms
 from magistral_jax.model.cache import (
     Cache,
     LayerCache,
+    Table,
     attend_cached,
     attend_extending,
+    attend_paged,
+    insert_pages,
     insert_prefix,
 )
 from magistral_jax.model.params import Architecture, Params
@@ -66,6 +69,8 @@ class DecodeState(NamedTuple):
     groups: Int[Array, " B"]
     indices: Int[Array, " B"]
     active: Bool[Array, " B"]
+    table: Table | None = None
+    """Where the cache is in pages: which are whose."""
 
 
 def prefill(
@@ -122,25 +127,44 @@ def extend(
     return cache
 
 
+class Places(NamedTuple):
+    """Which pages a prefix is written into, on the host or the device; P is none."""
+
+    prompt: Any
+    """[m] for each page of the prefix."""
+    rest: Any
+    """Which page of the prefix each slot has a copy of ..."""
+    own: Any
+    """[G] ... and where."""
+
+
 def insert(
-    prefix: Prefix, state: DecodeState, table: Int[Array, "5 G"], fed_first: bool
+    prefix: Prefix,
+    state: DecodeState,
+    rows: Int[Array, "5 G"],
+    fed_first: bool,
+    places: Places | None = None,
 ) -> DecodeState:
-    """Put the prefix into slots table[0]; the rows below are groups, indices, limits and tokens
-    produced so far.
+    """Put the prefix into slots rows[0]; the rows below are groups, indices, limits and tokens
+    produced so far. `places`: where, if the cache is in pages.
 
     With `fed_first` the slot goes on after the prefill's first token. Without, the last prompt
     token is fed once more: its keys and values are rewritten with equal ones, and every slot
     draws its own first token in the ordinary step.
     """
-    slots, groups, indices, limits, produced = table
+    slots, groups, indices, limits, produced = rows
     token = prefix.first_tokens if fed_first else prefix.last_token
     length = prefix.length if fed_first else prefix.length - 1
 
     def put(into: Array, value: Any) -> Array:
         return into.at[slots].set(value, mode="drop")
 
-    return DecodeState(
-        cache=insert_prefix(state.cache, prefix.cache, slots),
+    if places is None:
+        cache = insert_prefix(state.cache, prefix.cache, slots)
+    else:
+        cache = insert_pages(state.cache, prefix.cache, *places)
+    return state._replace(
+        cache=cache,
         tokens=put(state.tokens, token),
         lengths=put(state.lengths, length),
         produced=put(state.produced, produced),
@@ -159,15 +183,19 @@ def generate(
     *,
     arch: Architecture,
     stop_ids: tuple[int, ...],
+    tokens: int,
     dtype: jnp.dtype,
 ) -> tuple[DecodeState, Int[Array, "B 5"]]:
-    """Feed each slot's token, sample the next, and detect the end on the device."""
+    """Feed each slot's token, sample the next, and detect the end on the device. `tokens`: the
+    most that a sequence may have."""
     hidden, cache = transform(
         params,
         arch,
         state.tokens[:, None],
         state.lengths[:, None],
-        attend=attend_cached(state.lengths),
+        attend=attend_cached(state.lengths)
+        if state.table is None
+        else attend_paged(state.table, state.lengths),
         states=state.cache,
         dtype=dtype,
     )
@@ -179,7 +207,7 @@ def generate(
     produced = state.produced + step
     is_stop = jnp.isin(token, jnp.array(stop_ids, jnp.int32))
     # An idle or full slot writes at its last position over and over, which nobody reads.
-    room = state.cache[0].v.shape[2] - 1
+    room = tokens - 1
     is_full = (produced >= state.limits) | (state.lengths >= room)
     finish = jnp.where(is_stop, STOP, jnp.where(is_full, LENGTH, RUNNING))
     finish = jnp.where(state.active, finish, RUNNING).astype(jnp.int32)

@@ -5,7 +5,8 @@ steps; sequences in flight go on, on the stale cache ("keep", the paper) or on a
 again ("recompute"). Every token is recorded with its log-prob and its weight version.
 
 What is known of a sequence lives on the host; the device holds its cache and counters, which can be
-made anew from that. So a run that resumes, or an engine that failed, goes on where it was.
+made anew from that. So a run that resumes, an engine that failed, or a sequence that had to make
+room for older ones, goes on where it was.
 
 Axes: B slots, G completions in a group.
 """
@@ -21,11 +22,12 @@ import numpy as np
 from jaxtyping import Array, Int32, Key
 
 from magistral_jax.generator.engine import Engine
+from magistral_jax.generator.memory import memory_of
 from magistral_jax.generator.prefilling import Prefiller
-from magistral_jax.generator.programs import DecodeState, Prefix
-from magistral_jax.generator.result import LENGTH, RUNNING, STOP
+from magistral_jax.generator.programs import DecodeState, Places, Prefix
 from magistral_jax.generator.sampling import Sampler
-from magistral_jax.generator.sequences import Request, Slot, continued
+from magistral_jax.generator.sequences import Request, Slot, Slots, continued
+from magistral_jax.model.cache import Table
 from magistral_jax.types import (
     Completion,
     Draft,
@@ -60,17 +62,13 @@ class Scheduler:
         self.group_size, self.max_tokens, self.kv_on_update = group_size, max_tokens, kv_on_update
         self.steps_at_once, self._doing = steps_at_once, doing
         self.prefiller = Prefiller(engine, remembers=remembers)
+        self.memory = memory_of(engine)
         self.state = engine.init_decode_state()
-        self.num_steps = self.num_sampled = 0
-        num_slots = engine.max_concurrent_decodes
-        self._slots: list[Slot | None] = [None] * num_slots
-        self._free = deque(range(num_slots))
+        self.num_steps = self.num_sampled = self.num_preempted = 0
+        self._slots = Slots(engine.max_concurrent_decodes, max_tokens)
         self._drafts: deque[Draft] = deque()
         self._waiting: deque[Request] = deque()
         self._placing: Prompt | None = None
-        self._tokens = np.zeros((num_slots, max_tokens), np.int32)
-        self._logprobs = np.zeros((num_slots, max_tokens), np.float32)
-        self._count = np.zeros(num_slots, np.int32)
 
     @property
     def version(self) -> int:
@@ -78,7 +76,7 @@ class Scheduler:
 
     @property
     def num_active(self) -> int:
-        return len(self._slots) - len(self._free)
+        return self.engine.max_concurrent_decodes - len(self._slots.free)
 
     @property
     def num_unplaced(self) -> int:
@@ -88,8 +86,13 @@ class Scheduler:
 
     @property
     def num_vacant(self) -> int:
-        """Slots that would stay empty at the next step."""
-        return len(self._free) - self.num_unplaced
+        """Slots that would stay empty at the next step although there is memory for them."""
+        return min(len(self._slots.free), self.memory.spare()) - self.num_unplaced
+
+    @property
+    def cache_used(self) -> float:
+        """Share of the cache's memory that is taken."""
+        return self.memory.used or self.num_active / self.engine.max_concurrent_decodes
 
     @property
     def placing(self) -> Prompt | None:
@@ -107,7 +110,7 @@ class Scheduler:
         is submitted; `tell(done, total)` is called before each."""
         assert not self.has_work, "this generator has work"
         nowhere = [self.engine.max_concurrent_decodes]
-        insert = partial(self._insert, slots=nowhere, group=0, indices=[0], limit=1)
+        insert = partial(self._insert, slots=nowhere, places=None, group=0, indices=[0], limit=1)
         self.prefiller.warm_up(self.snapshot.params, longest, insert, tell)
         self.state, results = self._decode()
         results.block_until_ready()
@@ -116,9 +119,7 @@ class Scheduler:
         """Queue `count` completions (G by default) of at most `limit` tokens of a prompt."""
         room = self.engine.max_prefill_length - len(prompt.tokens)
         limit = min(limit or self.max_tokens, self.max_tokens, room)
-        assert limit > 0, (
-            f"prompt {prompt.problem.id} fills the cache ({len(prompt.tokens)} tokens)"
-        )
+        assert limit > 0, f"prompt {prompt.problem.id} fills the cache"
         self._waiting.append(
             Request(prompt=prompt, limit=limit, next_index=0, count=count or self.group_size)
         )
@@ -128,29 +129,23 @@ class Scheduler:
         assert snapshot.version > self.version, (snapshot.version, self.version)
         self.snapshot = snapshot
         self.prefiller.forget()
+        self.memory.let_go()
         for request in self._waiting:
             request.prefix = request.begun = None  # a new sequence starts as on a fresh engine
-        for number, slot in enumerate(self._slots):
-            if slot is not None:
-                slot.spans = continued(slot.spans, int(self._count[number]), snapshot.version)
+        for number, slot in self._slots.taken():
+            slot.spans = continued(slot.spans, int(self._slots.count[number]), snapshot.version)
         if self.kv_on_update == "recompute":
             self._refill()
 
     def in_flight(self, *, cache: bool) -> InFlight:
         """What this generator is at; with `cache` its device state too, in buffers of its own."""
-        drafts = [
-            slot.draft(
-                number,
-                self._tokens[number, : self._count[number]],
-                self._logprobs[number, : self._count[number]],
-            )
-            for number, slot in enumerate(self._slots)
-            if slot is not None
-        ]
         return InFlight(
-            drafts=(*drafts, *self._drafts),
+            drafts=(
+                *(self._slots.draft(number) for number, _ in self._slots.taken()),
+                *self._drafts,
+            ),
             waiting=tuple(request.waiting for request in self._waiting),
-            free=tuple(self._free),
+            free=tuple(self._slots.free),
             cache=self.engine.copied(self.state) if cache else None,
         )
 
@@ -168,8 +163,9 @@ class Scheduler:
                     f"generator.max_tokens is {self.max_tokens}. Resume with at least as many."
                 )
         if found.cache is not None:
+            assert not self.engine.pages, "whose pages are whose is not saved"
             self.state = found.cache
-            self._free = deque(found.free)
+            self._slots.free = deque(found.free)
         for draft in found.drafts:
             if found.cache is not None and draft.slot >= 0:
                 self._write_down(draft, draft.slot)
@@ -181,8 +177,8 @@ class Scheduler:
         """Go on with a fresh device state and these weights, after a failure of the old ones."""
         found = self.in_flight(cache=False)
         self.state = self.engine.init_decode_state()
-        self._slots = [None] * len(self._slots)
-        self._free = deque(range(len(self._slots)))
+        self.memory = memory_of(self.engine)
+        self._slots = Slots(self.engine.max_concurrent_decodes, self.max_tokens)
         self._placing = None
         self.prefiller.forget()
         self._drafts.clear()
@@ -194,15 +190,17 @@ class Scheduler:
     def step(self) -> list[Completion]:
         """Fill free slots, decode `steps_at_once` tokens everywhere, return what finished."""
         self._fill()
+        self._placing = None
+        self._make_room()
         self.state, results = self._decode()
         self.num_steps += self.steps_at_once
         return [done for result in np.asarray(results) for done in self._record(result)]
 
     def written(self, group: int, index: int) -> Int32[np.ndarray, " tokens"]:
         """The tokens sampled so far of a completion; none before it has a slot."""
-        for number, slot in enumerate(self._slots):
-            if slot is not None and (slot.prompt.group, slot.index) == (group, index):
-                return self._tokens[number, : self._count[number]].copy()
+        for number, slot in self._slots.taken():
+            if (slot.prompt.group, slot.index) == (group, index):
+                return self._slots.written(number)[0]
         return np.zeros(0, np.int32)
 
     def cancel(self, group: int) -> None:
@@ -210,14 +208,11 @@ class Scheduler:
         self._waiting = deque(r for r in self._waiting if r.prompt.group != group)
         self._drafts = deque(d for d in self._drafts if d.prompt.group != group)
         self._placing = None
-        for number, slot in enumerate(self._slots):
-            if slot is not None and slot.prompt.group == group:
-                self._slots[number] = None
-                self._free.append(number)
-                self.engine.free_resource(number)
-        # Nothing is read from the device: after a failure its arrays may be gone.
-        active = np.array([slot is not None for slot in self._slots])
-        self.state = self.state._replace(active=self.engine.replicated(active))
+        for number, slot in self._slots.taken():
+            if slot.prompt.group == group:
+                self._vacate(number)
+        self.memory.let_go(group)
+        self._deactivate()
 
     def generate(
         self,
@@ -241,113 +236,114 @@ class Scheduler:
 
     def _fill(self) -> None:
         """Give free slots to sequences begun elsewhere, then to the oldest requests."""
-        if self._free and self._drafts:
+        if self._slots.free and self._drafts:
             with self._doing("prefill_repeated"):
-                while self._free and self._drafts:
-                    self._resume(self._drafts[0])
+                while self._slots.free and self._drafts and self._resume(self._drafts[0]):
+                    pass
                 self.state.tokens.block_until_ready()
-        if not (self._free and self._waiting):
+        if self._drafts or not (self._slots.free and self._waiting):
             return
         with self._doing("prefill"):
-            while self._free and self._waiting and self._prefilled(self._waiting[0]):
-                self._place(self._waiting[0])
+            while self._slots.free and self._waiting and self._prefilled(self._waiting[0]):
+                if not self._place(self._waiting[0]):
+                    break
             # Waited for here, or the time of the prefills would be taken for that of the step.
             self.state.tokens.block_until_ready()
+
+    def _make_room(self) -> None:
+        """Memory for the next tokens of every sequence; where it is short, that of the youngest,
+        which goes on from its record when there is some again."""
+        for number in self.memory.oldest_first():
+            while (slot := self._slots[number]) is not None:
+                next_tokens = int(self._slots.count[number]) - 1 + self.steps_at_once
+                length = len(slot.prompt.tokens) + min(next_tokens, slot.limit)
+                if self.memory.grow(number, length):
+                    break
+                self._preempt(self.memory.youngest())
+
+    def _preempt(self, number: int) -> None:
+        self._drafts.appendleft(replace(self._slots.draft(number), slot=-1))
+        self._vacate(number)
+        self._deactivate()
+        self.num_preempted += 1
+
+    def _vacate(self, number: int, *, sampled: int = 0) -> None:
+        self._slots.vacate(number)
+        self.memory.end(number, sampled=sampled)
+        self.engine.free_resource(number)
+
+    def _deactivate(self) -> None:
+        """Slots that the host has emptied are empty on the device too."""
+        # Nothing is read from the device: after a failure its arrays may be gone.
+        self.state = self.state._replace(active=self.engine.replicated(self._slots.active))
 
     def _prefilled(self, request: Request) -> bool:
         self._placing, is_urgent = request.prompt, self.num_active == 0
         return self.prefiller.advance(self.snapshot.params, request, is_urgent=is_urgent)
 
-    def _place(self, request: Request) -> None:
-        """Put as many completions of a request into slots as there are. Nothing is noted before
-        the device has taken them, so that a failure leaves the request as it was."""
-        self._placing = request.prompt
-        assert request.prefix is not None
-        indices = range(
-            request.next_index, min(request.count, request.next_index + len(self._free))
-        )
+    def _place(self, request: Request) -> bool:
+        """Put as many completions of a request into slots as there is room for; whether any.
+        Nothing is noted before the device has taken them, so that a failure leaves the request as
+        it was."""
+        prompt, prefix = request.prompt, request.prefix
+        assert prefix is not None
+        self._placing, length = prompt, len(prompt.tokens)
         # Programs are compiled for whole groups; larger requests go in as several.
-        indices = indices[: self.group_size]
-        slots = [self._free[i] for i in range(len(indices))]
+        most = self.memory.most(prompt.group, length, request.limit)
+        most = min(most, len(self._slots.free), self.group_size)
+        indices = range(request.next_index, min(request.count, request.next_index + most))
+        if not indices:
+            return False
+        slots = [self._slots.free[i] for i in range(len(indices))]
+        places = self.memory.begin(slots, prompt.group, length, request.limit)
         self._insert(
-            request.prefix,
-            slots,
-            group=request.prompt.group,
-            indices=indices,
-            limit=request.limit,
+            prefix, slots, places, group=prompt.group, indices=indices, limit=request.limit
         )
-        self._placing = None
         for number, index in zip(slots, indices, strict=True):
-            self._free.popleft()
+            self._slots.free.popleft()
             span = VersionSpan(start=0, version=self.version)
-            self._slots[number] = Slot(
-                prompt=request.prompt, index=index, limit=request.limit, spans=[span]
-            )
-            self._count[number] = 0
+            self._slots.take(number, Slot(prompt, index, request.limit, [span]))
         request.next_index += len(slots)
         if request.next_index == request.count:
             self._waiting.popleft()
+            self.memory.let_go(prompt.group)
+        return True
 
     def _record(self, data: np.ndarray) -> list[Completion]:
-        valid = np.flatnonzero(data[:, 1])
-        self.num_sampled += len(valid)
-        self._tokens[valid, self._count[valid]] = data[valid, 0]
-        self._logprobs[valid, self._count[valid]] = (
-            np.ascontiguousarray(data[valid, 3]).view(np.float32)
-        )  # fmt: skip
-        self._count[valid] += 1
-        return [self._finish(int(n), int(data[n, 4])) for n in valid if data[n, 4] != RUNNING]
+        self.num_sampled += int(data[:, 1].sum())
+        return [self._finish(number, finish) for number, finish in self._slots.record(data)]
 
     def _finish(self, number: int, finish: int) -> Completion:
-        slot, count = self._slots[number], int(self._count[number])
-        assert slot is not None and finish in (STOP, LENGTH)
-        self._slots[number] = None
-        self._free.append(number)
-        self.engine.free_resource(number)
-        return Completion(
-            group=slot.prompt.group,
-            index=slot.index,
-            prompt=slot.prompt.tokens,
-            tokens=self._tokens[number, :count].copy(),
-            logprobs=self._logprobs[number, :count].copy(),
-            sampled=np.ones(count, bool),
-            spans=tuple(slot.spans),
-            finish="stop" if finish == STOP else "length",
-            refills=tuple(slot.refills),
-        )
+        completion = self._slots.completion(number, finish)
+        self._vacate(number, sampled=len(completion.tokens))
+        return completion
 
-    def _resume(self, draft: Draft) -> None:
-        """Put a sequence begun elsewhere into a slot."""
-        number = self._free[0]
-        self._prefill_again(number, draft, draft.tokens)
-        self._free.popleft()
+    def _resume(self, draft: Draft) -> bool:
+        """Put a sequence begun elsewhere into a slot, if there is memory for it."""
+        number, length = self._slots.free[0], len(draft.prompt.tokens) + len(draft.tokens)
+        limit = draft.limit - len(draft.tokens)
+        if not self.memory.most(None, length, limit):
+            return False
+        places = self.memory.begin([number], None, length, limit)
+        self._prefill_again(number, draft, draft.tokens, places)
+        self._slots.free.popleft()
         self._drafts.popleft()
-        self._write_down(draft, number)
+        slot = self._write_down(draft, number)
         if len(draft.tokens):
-            slot = self._slots[number]
-            assert slot is not None
             slot.refills.append(len(draft.tokens))
+        return True
 
-    def _write_down(self, draft: Draft, number: int) -> None:
+    def _write_down(self, draft: Draft, number: int) -> Slot:
         """A sequence takes a slot, on the host."""
-        count = len(draft.tokens)
-        is_older = draft.spans[-1].version < self.version
-        spans = continued(draft.spans, count, self.version) if is_older else list(draft.spans)
-        self._slots[number] = Slot(
-            prompt=draft.prompt,
-            index=draft.index,
-            limit=draft.limit,
-            spans=spans,
-            refills=list(draft.refills),
-        )
-        self._tokens[number, :count] = draft.tokens
-        self._logprobs[number, :count] = draft.logprobs
-        self._count[number] = count
+        slot = Slot.of(draft, self.version)
+        self._slots.take(number, slot, draft.tokens, draft.logprobs)
+        return slot
 
     def _insert(
         self,
         prefix: Prefix,
         slots: Sequence[int],
+        places: Places | None,
         *,
         group: int,
         indices: Sequence[int],
@@ -364,9 +360,13 @@ class Scheduler:
             produced=produced,
             # One program for whole groups, parts of them and single sequences.
             pad_to=self.group_size,
+            places=places,
         )
 
     def _decode(self) -> tuple[DecodeState, Array]:
+        table = self.memory.table()
+        if table is not None:
+            self.state = self.state._replace(table=Table(*map(self.engine.replicated, table)))
         return self.engine.generate_many(
             self.snapshot.params, self.state, self.sampler, self.key, self.steps_at_once
         )
@@ -374,21 +374,23 @@ class Scheduler:
     def _refill(self) -> None:
         """Prefill every sequence in flight again, prompt and completion, under the new weights."""
         with self._doing("prefill_repeated"):
-            for number, slot in enumerate(self._slots):
-                if slot is not None:
-                    tokens = self._tokens[number, : self._count[number]]
-                    self._prefill_again(number, slot, tokens)
-                    if len(tokens):
-                        slot.refills.append(len(tokens))
+            for number, slot in self._slots.taken():
+                tokens, _ = self._slots.written(number)
+                self._prefill_again(number, slot, tokens, self.memory.again(number))
+                if len(tokens):
+                    slot.refills.append(len(tokens))
             self.state.tokens.block_until_ready()
 
-    def _prefill_again(self, number: int, begun: Slot | Draft, tokens: np.ndarray) -> None:
+    def _prefill_again(
+        self, number: int, begun: Slot | Draft, tokens: np.ndarray, places: Places | None
+    ) -> None:
         """The device state of a sequence, from what is known of it on the host."""
         self._placing = begun.prompt
         sequence: Any = np.concatenate([begun.prompt.tokens, tokens])
         self._insert(
             self.prefiller.whole(self.snapshot.params, sequence),
             [number],
+            places,
             group=begun.prompt.group,
             indices=[begun.index],
             limit=begun.limit,

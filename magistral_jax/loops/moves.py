@@ -74,6 +74,7 @@ class Generation:
         try:
             with rooms.ledger.doing(GENERATOR, DECODE, "a decode step") as step:
                 steps, sampled = generator.num_steps, generator.num_sampled
+                preempted = generator.num_preempted
                 finished = generator.step()
         except (Stalled, UserError):
             raise
@@ -82,12 +83,15 @@ class Generation:
             return []
         self._failures = self._set_aside = 0
         steps, sampled = generator.num_steps - steps, generator.num_sampled - sampled
+        preempted = generator.num_preempted - preempted
         rooms.ledger.sampled(sampled)
         empty = max(0.0, 1 - sampled / (steps * self._config.generator.in_flight))
         rooms.ledger.move(GENERATOR, DECODE, "padding", step.own_s * empty)
         rooms.tally.add("decode_s", step.own_s)
         rooms.tally.add("decode_steps", steps)
         rooms.tally.add("tokens", sampled)
+        rooms.tally.add("generator/preempted", preempted)
+        rooms.tally.note("generator/cache_used", generator.cache_used)
         return [self._hand_over(completion) for completion in finished]
 
     def swap(self, snapshot: Snapshot) -> None:

@@ -262,8 +262,9 @@ def compiled():
     assert found, "the listener hears compilations"
 
 
+@pytest.mark.parametrize("pages", [0, 9])
 @pytest.mark.parametrize("kv_on_update", ["keep", "recompute"])
-def test_nothing_is_compiled_after_the_warm_up(policy, compiled, kv_on_update):
+def test_nothing_is_compiled_after_the_warm_up(policy, compiled, kv_on_update, pages):
     """200 requests of any length, any count, any limit, through swaps, at any temperature."""
     versions = [policy.snapshot(version) for version in range(4)]
     # An engine of its own: the others have been used, and are warm.
@@ -274,6 +275,8 @@ def test_nothing_is_compiled_after_the_warm_up(policy, compiled, kv_on_update):
         tokens=ROOM,
         stop_ids=policy.stop_ids,
         dtype=jnp.dtype("float32"),
+        pages=pages,
+        page_tokens=8,
     )
 
     def scheduler(temperature, version):
@@ -306,6 +309,7 @@ def test_nothing_is_compiled_after_the_warm_up(policy, compiled, kv_on_update):
             if version < 4:
                 begun.swap(versions[version])
         drain(begun)
+        assert (begun.num_preempted > 0) == (pages > 0)
     assert number == 200 and compiled == []
 
 

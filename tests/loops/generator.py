@@ -49,7 +49,8 @@ class Generator:
     def __init__(self, slots, *, group_size, version, length, decode, place):
         self.num_slots, self.group_size, self.version = slots, group_size, version
         self.length, self.decode, self.place = length, decode, place
-        self.num_steps = self.num_sampled = 0
+        self.num_steps = self.num_sampled = self.num_preempted = 0
+        self.cache_used = 1.0
         self.swaps, self.restarts, self.placing = [], [], None
         self._empty()
 

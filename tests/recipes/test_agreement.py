@@ -199,6 +199,34 @@ def test_they_agree_on_prompts_in_chunks_and_behind_a_shared_head(dtype, record_
     assert found.max() <= REGRESSION
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_they_agree_on_sequences_in_pages_that_make_room_and_resume(dtype, record_property):
+    mesh, arch = make_mesh(jax.devices(), fsdp=1, tp=1), make_arch(2, 32)
+    engine = Engine(
+        arch,
+        mesh,
+        slots=5,
+        tokens=max(LENGTHS) + MAX_TOKENS,
+        stop_ids=STOP_IDS,
+        dtype=jnp.dtype(dtype),
+        pages=20,
+        page_tokens=8,
+    )
+    prefills = []
+    prefill = engine.prefill
+
+    def watched(**arguments):
+        prefills.append(arguments["true_length"])
+        return prefill(**arguments)
+
+    engine.prefill = watched
+    found = gaps(arch, dtype, 1.0, trainer_mesh=mesh, generator_mesh=mesh, engine=engine)
+    assert len(prefills) > len(LENGTHS) + 2, "too few made room"
+    record_property("logprob_abs_max", float(found.max()))
+    assert found.max() <= BOUND[dtype]
+    assert found.max() <= REGRESSION
+
+
 @pytest.mark.parametrize(
     "dtype, trainer, generator",
     [
