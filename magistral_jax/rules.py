@@ -121,6 +121,28 @@ def _generator_rules(c: RunConfig) -> list[Rule]:
             f"({c.sequence_tokens}). Set generator.pages to at least {longest}, or 0.",
         ),
         (
+            g.kv_in_8_bits and g.pages == 0,
+            "generator.kv_in_8_bits is true and generator.pages is 0: only pages hold 8 bits. Set "
+            f"generator.pages (at least {longest}).",
+        ),
+        (
+            c.model.attention == "kernels" and (g.pages == 0 or g.kv_in_8_bits),
+            f'model.attention is "kernels", generator.pages is {g.pages} and generator.kv_in_8_bits'
+            f" is {str(g.kv_in_8_bits).lower()}: the kernels decode in pages of the compute dtype. "
+            f"Set generator.pages (at least {longest}) and generator.kv_in_8_bits = false.",
+        ),
+        (
+            c.model.attention == "kernels"
+            and (g.page_tokens < 16 or g.page_tokens & (g.page_tokens - 1) != 0),
+            f'model.attention is "kernels" and generator.page_tokens is {g.page_tokens}: the '
+            "kernels read pages of 16, 32, 64, ... tokens. Set generator.page_tokens.",
+        ),
+        (
+            c.model.attention == "kernels" and c.model.dtype != "bfloat16",
+            f'model.attention is "kernels" and model.dtype is "{c.model.dtype}": the kernels are '
+            'for 16-bit floats. Set model.dtype = "bfloat16".',
+        ),
+        (
             g.pages > 0 and c.checkpoint.kv == "save",
             f'generator.pages is {g.pages} and checkpoint.kv is "save": whose pages are whose is '
             'not saved. Set checkpoint.kv = "refill", or generator.pages = 0.',

@@ -267,6 +267,30 @@ def test_pages_must_hold_a_sequence_and_are_not_saved(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        (
+            "[generator]\nkv_in_8_bits = true",
+            "generator.kv_in_8_bits is true and generator.pages is 0",
+        ),
+        ('[model]\nattention = "kernels"\ndtype = "bfloat16"', "generator.pages is 0"),
+        (
+            '[model]\nattention = "kernels"\ndtype = "bfloat16"\n[generator]\npages = 99\n'
+            "page_tokens = 24",
+            "generator.page_tokens is 24: the kernels read pages of 16, 32, 64",
+        ),
+        (
+            '[model]\nattention = "kernels"\n[generator]\npages = 99',
+            'model.dtype is "float32": the kernels are for 16-bit floats',
+        ),
+    ],
+)
+def test_what_pages_and_kernels_need(tmp_path, text, told):
+    (fault,) = faults_of(write(tmp_path, text))
+    assert told in fault and "Set " in fault
+
+
 def of_type(hint: Any) -> st.SearchStrategy:
     if get_origin(hint) is Literal:
         return st.sampled_from(get_args(hint))

@@ -31,7 +31,9 @@ from magistral_jax.generator.programs import (
 )
 from magistral_jax.generator.result import ResultTokens
 from magistral_jax.generator.sampling import Sampler
-from magistral_jax.model.cache import Cache, LayerCache, Table, empty_cache, layer_shardings, widen
+from magistral_jax.model.attention import Kernels
+from magistral_jax.model.cache import Cache, LayerCache, empty_cache, layer_shardings, widen
+from magistral_jax.model.pages import Table, empty_pages
 from magistral_jax.model.params import Architecture, Params
 
 SMALLEST_BUCKET = 16
@@ -59,12 +61,15 @@ class Engine:
         prompt_tokens: int = 0,
         pages: int = 0,
         page_tokens: int = 32,
+        in_8_bits: bool = False,
+        kernels: Kernels | None = None,
         params: Params | None = None,
     ) -> None:
         """`slots` sequences of at most `tokens` tokens each, prompt included; prompts longer than
         `prefill_chunk` can be prefilled in pieces of it. `prompt_tokens`: the longest prompt, of
         which a beginning may be shared. With `pages` the cache is so many pages of `page_tokens`
         tokens, and a `memory.PageMemory` says whose they are; without, each slot has room for all.
+        `in_8_bits` are pages of integers. `kernels` are for prefill, and for decoding in pages.
         """
         self.arch, self.mesh, self.dtype = arch, mesh, dtype
         self.max_concurrent_decodes = slots
@@ -73,6 +78,7 @@ class Engine:
         self.head_room = self.bucket(min(prompt_tokens or tokens, tokens))
         self.tail_size = min(TAIL, self.head_room)
         self.pages, self.page_tokens = pages, page_tokens
+        self.in_8_bits, self.kernels = in_8_bits, kernels
         self.stop_ids = tuple(stop_ids)
         self._params = params
 
@@ -263,14 +269,14 @@ class Engine:
     def init_decode_state(self, rng: Key[Array, ""] | None = None) -> DecodeState:
         slots = self.max_concurrent_decodes
         zeros = np.zeros(slots, np.int32)
-        many, room = slots, self.max_prefill_length
-        table = None
-        if self.pages:
-            nowhere = np.full((slots, -(-room // self.page_tokens)), self.pages, np.int32)
-            table = Table(self.replicated(nowhere), self.replicated(zeros.copy()))
-            many, room = self.pages, self.page_tokens
+        room, table = self.max_prefill_length, None
         with jax.set_mesh(self.mesh):
-            cache = empty_cache(self.arch, self.mesh, many, room, self.dtype)
+            if self.pages:
+                nowhere = np.full((slots, -(-room // self.page_tokens)), self.pages, np.int32)
+                table = Table(self.replicated(nowhere), self.replicated(zeros.copy()))
+                cache = self._empty_pages()
+            else:
+                cache = empty_cache(self.arch, self.mesh, slots, room, self.dtype)
             # One buffer each: the state is donated, and a donated buffer may not appear twice.
             tokens, lengths, produced, limits, groups, indices = (
                 self.replicated(zeros.copy()) for _ in range(6)
@@ -319,7 +325,20 @@ class Engine:
 
     @cached_property
     def _insert_jit(self) -> Any:
-        return jax.jit(insert, donate_argnums=1, static_argnums=3)
+        put = partial(insert, keys_last=self.kernels is not None)
+        return jax.jit(put, donate_argnums=1, static_argnums=3)
+
+    @property
+    def _empty_pages(self) -> Any:
+        return empty_pages(
+            self.arch,
+            self.mesh,
+            self.pages,
+            self.page_tokens,
+            self.dtype,
+            in_8_bits=self.in_8_bits,
+            keys_last=self.kernels is not None,
+        )
 
     @cached_property
     def _copy(self) -> Any:
@@ -327,7 +346,8 @@ class Engine:
 
     @cached_property
     def _prefill(self) -> Any:
-        return jax.jit(partial(prefill, arch=self.arch, dtype=self.dtype), static_argnums=5)
+        begin = partial(prefill, arch=self.arch, dtype=self.dtype, kernels=self.kernels)
+        return jax.jit(begin, static_argnums=5)
 
     @cached_property
     def _widen(self) -> Any:
@@ -361,4 +381,5 @@ class Engine:
             stop_ids=self.stop_ids,
             tokens=self.max_prefill_length,
             dtype=self.dtype,
+            kernels=self.kernels,
         )

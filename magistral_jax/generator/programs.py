@@ -14,16 +14,15 @@ from jaxtyping import Array, Bool, Int, Key
 
 from magistral_jax.generator.result import LENGTH, RUNNING, STOP, pack_result
 from magistral_jax.generator.sampling import Sampler, sample, uniforms
+from magistral_jax.model.attention import Kernels
 from magistral_jax.model.cache import (
     Cache,
     LayerCache,
-    Table,
     attend_cached,
     attend_extending,
-    attend_paged,
-    insert_pages,
     insert_prefix,
 )
+from magistral_jax.model.pages import Table, attend_paged, insert_pages
 from magistral_jax.model.params import Architecture, Params
 from magistral_jax.model.transformer import attend_packed, head_weight, logits, transform
 
@@ -58,7 +57,8 @@ class Begun:
 class DecodeState(NamedTuple):
     """Everything a decode step reads and writes; donated to each step."""
 
-    cache: Cache
+    cache: Any
+    """`Cache`, or `Pages` with a table."""
     tokens: Int[Array, " B"]
     """The next token to be fed."""
     lengths: Int[Array, " B"]
@@ -83,13 +83,13 @@ def prefill(
     *,
     arch: Architecture,
     dtype: jnp.dtype,
+    kernels: Kernels | None = None,
 ) -> tuple[Prefix, Int[Array, "samples 5"]]:
     T = tokens.shape[1]
     positions = jnp.arange(T, dtype=jnp.int32)[None]
     segments = (positions < length).astype(jnp.int32)
-    hidden, states = transform(
-        params, arch, tokens, positions, attend=attend_packed(segments, positions), dtype=dtype
-    )
+    attend = attend_packed(segments, positions, kernels)
+    hidden, states = transform(params, arch, tokens, positions, attend=attend, dtype=dtype)
     cache = tuple(LayerCache(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)) for k, v in states)
     # Two rows of which one is used: a product with a single row is slow on CPU.
     last = jax.lax.dynamic_slice_in_dim(hidden, length - 1, 1, axis=1)
@@ -144,6 +144,8 @@ def insert(
     rows: Int[Array, "5 G"],
     fed_first: bool,
     places: Places | None = None,
+    *,
+    keys_last: bool = False,
 ) -> DecodeState:
     """Put the prefix into slots rows[0]; the rows below are groups, indices, limits and tokens
     produced so far. `places`: where, if the cache is in pages.
@@ -162,7 +164,7 @@ def insert(
     if places is None:
         cache = insert_prefix(state.cache, prefix.cache, slots)
     else:
-        cache = insert_pages(state.cache, prefix.cache, *places)
+        cache = insert_pages(state.cache, prefix.cache, *places, keys_last=keys_last)
     return state._replace(
         cache=cache,
         tokens=put(state.tokens, token),
@@ -185,17 +187,21 @@ def generate(
     stop_ids: tuple[int, ...],
     tokens: int,
     dtype: jnp.dtype,
+    kernels: Kernels | None = None,
 ) -> tuple[DecodeState, Int[Array, "B 5"]]:
     """Feed each slot's token, sample the next, and detect the end on the device. `tokens`: the
     most that a sequence may have."""
+    if state.table is None:
+        attend = attend_cached(state.lengths)
+    else:
+        in_8_bits = state.cache[0].scales is not None
+        attend = attend_paged(state.table, state.lengths, in_8_bits=in_8_bits, kernels=kernels)
     hidden, cache = transform(
         params,
         arch,
         state.tokens[:, None],
         state.lengths[:, None],
-        attend=attend_cached(state.lengths)
-        if state.table is None
-        else attend_paged(state.table, state.lengths),
+        attend=attend,
         states=state.cache,
         dtype=dtype,
     )

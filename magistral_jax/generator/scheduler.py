@@ -27,7 +27,7 @@ from magistral_jax.generator.prefilling import Prefiller
 from magistral_jax.generator.programs import DecodeState, Places, Prefix
 from magistral_jax.generator.sampling import Sampler
 from magistral_jax.generator.sequences import Request, Slot, Slots, continued
-from magistral_jax.model.cache import Table
+from magistral_jax.model.pages import Table
 from magistral_jax.types import (
     Completion,
     Draft,

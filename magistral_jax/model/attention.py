@@ -12,6 +12,8 @@ is what makes sampler and trainer agree. On CPU in bf16 they agree to the bit, b
 Axes: B rows or slots, T queries, S keys, K key/value heads, R query heads per K, H head size.
 """
 
+from typing import Literal, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import P
@@ -19,6 +21,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 # Finite, so that a row of padding (all masked) gives a uniform average, not nan.
 MASKED = -1e30
+
+Platform = Literal["tpu", "gpu"]
+
+
+class Kernels(NamedTuple):
+    """That attention is computed by `kernels.py`, by the functions of this platform."""
+
+    platform: Platform
+    interpret: bool = False
+    """On CPU, for tests."""
 
 
 def packed_mask(segments: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Bool[Array, "B T T"]:

@@ -1,15 +1,10 @@
-"""The generator's key/value cache: one pair of arrays per layer, in slots or in pages.
+"""The generator's key/value cache in slots: each sequence has room for the longest one, in one
+piece. `pages.py` has the other layout.
 
 Each layer's arrays are separate, so that a decode step updates them in place: a stacked cache
 that passes through a scan is copied, and doubles its memory (jax.md, section 4).
 
-    slots   each sequence has room for the longest one, in one piece
-    pages   each sequence has as many pages as its tokens fill; a table says which, and pages of a
-            prompt are in the tables of all its completions. A step gathers a sequence's pages into
-            one piece and computes on that as on a slot.
-
-Axes: B slots, S cached tokens, K key/value heads, H head size; P pages of `page` tokens, n pages
-of the longest sequence.
+Axes: B slots, S cached tokens, K key/value heads, H head size.
 """
 
 from collections.abc import Callable
@@ -39,8 +34,7 @@ Cache = tuple[LayerCache, ...]
 
 
 def empty_cache(arch: Architecture, mesh: Mesh, slots: int, tokens: int, dtype: jnp.dtype) -> Cache:
-    """Zeros for `slots` sequences of at most `tokens` tokens, or as many pages of so many; heads
-    split over "tp"."""
+    """Zeros for `slots` sequences of at most `tokens` tokens, heads split over "tp"."""
     return _empty_program(arch, mesh, slots, tokens, dtype)()
 
 
@@ -82,56 +76,19 @@ def attend_cached(lengths: Int[Array, " B"]) -> Attend:
         out = cached_attention(q[:, 0], cache.k, cache.v, lengths + 1, window)
         return out[:, None], cache
 
-    return _per_head(local, lengths)
+    return per_head(local, lengths)
 
 
-class Table(NamedTuple):
-    """Which pages a sequence's tokens are in."""
+def per_head(local: Callable[..., tuple[Array, Any]], places: Any, specs: Any = None) -> Attend:
+    """`local` on each device's heads; `specs` are those of the layer's state."""
 
-    pages: Int[Array, "B n"]
-    """Numbers of pages in the order of their tokens; P where there is none."""
-    shared: Int[Array, " B"]
-    """Tokens at the front whose pages belong to others too, and are never written."""
-
-
-def attend_paged(table: Table, lengths: Int[Array, " B"]) -> Attend:
-    """As `attend_cached`, over pages."""
-
-    def local(
-        cache: LayerCache, q: Array, k: Array, v: Array, places: Any, *, window: int | None
-    ) -> tuple[Array, LayerCache]:
-        table, lengths = places
-        P_, K, H, page = cache.k.shape
-        B, n = table.pages.shape
-        number = jnp.take_along_axis(
-            table.pages, (lengths // page)[:, None], axis=1, mode="fill", fill_value=P_
-        )[:, 0]
-        number = jnp.where(lengths < table.shared, P_, number)
-        cache = LayerCache(
-            cache.k.at[number, :, :, lengths % page].set(k[:, 0], mode="drop"),
-            cache.v.at[number, :, lengths % page, :].set(v[:, 0], mode="drop"),
-        )
-        k_BnKHp = cache.k.at[table.pages].get(mode="clip")
-        v_BnKpH = cache.v.at[table.pages].get(mode="clip")
-        keys = k_BnKHp.transpose(0, 2, 3, 1, 4).reshape(B, K, H, n * page)
-        values = v_BnKpH.transpose(0, 2, 1, 3, 4).reshape(B, K, n * page, H)
-        return cached_attention(q[:, 0], keys, values, lengths + 1, window)[:, None], cache
-
-    return _per_head(local, (table, lengths))
-
-
-def _per_head(local: Callable[..., tuple[Array, LayerCache]], places: Any) -> Attend:
-    """`local` on each device's heads."""
-
-    def attend(
-        cache: LayerCache, q: Array, k: Array, v: Array, window: int | None
-    ) -> tuple[Array, LayerCache]:
+    def attend(state: Any, q: Array, k: Array, v: Array, window: int | None) -> tuple[Array, Any]:
         sharded = jax.shard_map(
             partial(local, window=window),
-            out_specs=(P(None, None, "tp", None), LayerCache(KEY_SPEC, VALUE_SPEC)),
+            out_specs=(P(None, None, "tp", None), specs or LayerCache(KEY_SPEC, VALUE_SPEC)),
             check_vma=False,
         )
-        return sharded(cache, q, k, v, places)
+        return sharded(state, q, k, v, places)
 
     return attend
 
@@ -152,7 +109,7 @@ def attend_extending(done: Int[Array, ""]) -> Attend:
         keys, values = cache.k.transpose(0, 3, 1, 2), cache.v.transpose(0, 2, 1, 3)
         return grouped_attention(q, keys, values, seen[None]), cache
 
-    return _per_head(local, done)
+    return per_head(local, done)
 
 
 def widen(cache: Cache, tokens: int) -> Cache:
@@ -184,33 +141,3 @@ def insert_prefix(
 
     specs = (LayerCache(KEY_SPEC, VALUE_SPEC),) * len(cache)
     return jax.shard_map(local, out_specs=specs, check_vma=False)(cache, prefix, slots)
-
-
-def insert_pages(
-    pool: Cache,
-    prefix: Cache,
-    prompt: Int[Array, " m"],
-    rest: Int[Array, ""],
-    own: Int[Array, " G"],
-) -> Cache:
-    """Write a prefix (B = 1) into pages: its i-th page into `prompt[i]`, and page `rest` of it into
-    each of `own`. Numbers of P and above are ignored."""
-
-    def local(pool: Cache, prefix: Cache, prompt: Array, rest: Array, own: Array) -> Cache:
-        page, m = pool[0].v.shape[2], prompt.shape[0]
-        layers = []
-        for layer, new in zip(pool, widen(prefix, m * page), strict=True):
-            _, K, H, _ = new.k.shape
-            k = new.k[0].reshape(K, H, m, page).transpose(2, 0, 1, 3)
-            v = new.v[0].reshape(K, m, page, H).transpose(1, 0, 2, 3)
-            k_rest, v_rest = (jax.lax.dynamic_index_in_dim(x, rest) for x in (k, v))
-            layers.append(
-                LayerCache(
-                    layer.k.at[prompt].set(k, mode="drop").at[own].set(k_rest, mode="drop"),
-                    layer.v.at[prompt].set(v, mode="drop").at[own].set(v_rest, mode="drop"),
-                )
-            )
-        return tuple(layers)
-
-    specs = (LayerCache(KEY_SPEC, VALUE_SPEC),) * len(pool)
-    return jax.shard_map(local, out_specs=specs, check_vma=False)(pool, prefix, prompt, rest, own)

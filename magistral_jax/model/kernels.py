@@ -11,7 +11,7 @@ per K, H head size; P pages of `page` tokens in the pool, n pages a slot can nam
 """
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 from jaxtyping import Array, Float, Int
 
-from magistral_jax.model.attention import MASKED
-
-Platform = Literal["tpu", "gpu"]
+from magistral_jax.model.attention import MASKED, Platform
 
 # A tensor core multiplies at least 16 rows at a time: fewer query heads are padded to that.
 TRITON_ROWS = 16

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import P
 from jaxtyping import Array, Float, Int
 
+from magistral_jax.model.attention import Kernels
 from magistral_jax.model.params import Architecture, Params
 from magistral_jax.model.transformer import attend_packed, head_weight, logits, transform
 
@@ -58,6 +59,7 @@ def score(
     dtype: jnp.dtype,
     remat: bool,
     head_tokens: int,
+    kernels: Kernels | None = None,
 ) -> Scores:
     """log p(targets) under the policy at `temperature`, for packed rows."""
     hidden, _ = transform(
@@ -65,7 +67,7 @@ def score(
         arch,
         inputs,
         positions,
-        attend=attend_packed(segments, positions),
+        attend=attend_packed(segments, positions, kernels),
         dtype=dtype,
         remat=remat,
     )

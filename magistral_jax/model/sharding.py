@@ -12,7 +12,8 @@ import numpy as np
 from jax import P
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from magistral_jax.config import MeshConfig
+from magistral_jax.config import MeshConfig, ModelConfig
+from magistral_jax.model.attention import Kernels
 from magistral_jax.model.params import Architecture, ArraySpec, Params, abstract, map_specs
 from magistral_jax.types import UserError
 
@@ -59,6 +60,19 @@ def make_meshes(config: MeshConfig, devices: Sequence[Any] | None = None) -> tup
         make_mesh(trainer, fsdp=config.trainer_fsdp, tp=config.trainer_tp),
         make_mesh(generator, fsdp=1, tp=config.generator_tp),
     )
+
+
+def kernels_of(config: ModelConfig, mesh: Mesh) -> Kernels | None:
+    """The kernels of the mesh's devices, if the config asks for them."""
+    if config.attention == "xla":
+        return None
+    platform = mesh.devices.flat[0].platform
+    if platform not in ("tpu", "gpu"):
+        raise UserError(
+            f'model.attention is "kernels" and the devices are {platform}s: the kernels are for '
+            'TPU and GPU. Set model.attention = "xla".'
+        )
+    return Kernels(platform)
 
 
 def spec_of(array: ArraySpec, rules: Rules) -> P:

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jax import P
 from jaxtyping import Array, Float, Int
 
-from magistral_jax.model.attention import grouped_attention, packed_mask
+from magistral_jax.model.attention import Kernels, grouped_attention, packed_mask
+from magistral_jax.model.kernels import packed_prefill
 from magistral_jax.model.params import Architecture, Params
 from magistral_jax.model.rope import Rope, rope, rotate
 
@@ -243,17 +244,50 @@ def gather_rows(table: Float[Array, "V D"], dtype: jnp.dtype) -> Float[Array, "V
     return jax.reshard(table.astype(dtype), P(None, None))
 
 
-def attend_packed(segments: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Attend:
+def attend_packed(
+    segments: Int[Array, "B T"], positions: Int[Array, "B T"], kernels: Kernels | None = None
+) -> Attend:
     """Attention within each packed completion. Its state is the layer's keys and values."""
     mask = packed_mask(segments, positions)
 
     def attend(_state: Any, q: Array, k: Array, v: Array, window: Any) -> tuple[Array, Any]:
+        if kernels is not None:
+            return packed_attention(q, k, v, segments, window, kernels), (k, v)
         if window is None:
             return grouped_attention(q, k, v, mask), (k, v)
         is_near = positions[:, :, None] - positions[:, None, :] < window
         return grouped_attention(q, k, v, mask & is_near), (k, v)
 
     return attend
+
+
+def packed_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    segments: Int[Array, "B T"],
+    window: int | None,
+    kernels: Kernels,
+) -> Float[Array, "B T N H"]:
+    """Attention within each packed completion by a kernel, on each device's rows and heads."""
+    surplus = -q.shape[1] % 128 if kernels.platform == "tpu" else 0
+
+    def local(q: Array, k: Array, v: Array, segments: Array) -> Array:
+        q, k, v = (jnp.pad(x, ((0, 0), (0, surplus), (0, 0), (0, 0))) for x in (q, k, v))
+        segments = jnp.pad(segments, ((0, 0), (0, surplus)))
+        out = packed_prefill(
+            q,
+            k,
+            v,
+            segments,
+            window=window,
+            platform=kernels.platform,
+            interpret=kernels.interpret,
+        )
+        return out[:, : out.shape[1] - surplus]
+
+    spec = jax.typeof(q).sharding.spec
+    return jax.shard_map(local, out_specs=spec, check_vma=False)(q, k, v, segments)
 
 
 def head_weight(params: Params, dtype: jnp.dtype) -> Array:

@@ -98,6 +98,7 @@ class Probe:
                 dtype=engine.dtype,
                 remat=False,
                 head_tokens=self._head_tokens,
+                kernels=engine.kernels,
             ).logprobs
 
         return score_rows

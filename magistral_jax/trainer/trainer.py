@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from magistral_jax.arrays import Batch, Microbatch, Minibatch
+from magistral_jax.model.attention import Kernels
 from magistral_jax.model.logprobs import Scores, score
 from magistral_jax.model.params import Architecture, Params, unstack
 from magistral_jax.trainer.loss import LossStats, policy_loss
@@ -71,6 +72,7 @@ class Trainer:
         remat: bool = True,
         head_tokens: int = 1024,
         unroll: bool = False,
+        kernels: Kernels | None = None,
     ) -> None:
         """`loss` replaces the policy objective (the supervised warm-up does)."""
         self.arch, self.mesh, self.optimizer = arch, mesh, optimizer
@@ -83,6 +85,7 @@ class Trainer:
             dtype=dtype,
             remat=remat,
             head_tokens=head_tokens,
+            kernels=kernels,
         )
         with jax.set_mesh(mesh):
             state = TrainState(params, jax.jit(optimizer.init)(params))

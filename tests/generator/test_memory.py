@@ -9,6 +9,8 @@ from magistral_jax.generator.engine import Engine
 from magistral_jax.generator.memory import PageMemory
 from magistral_jax.generator.sampling import Sampler
 from magistral_jax.generator.scheduler import Scheduler
+from magistral_jax.model.attention import Kernels
+from magistral_jax.model.pages import rounded
 from magistral_jax.types import Problem, Prompt
 
 SLOTS, ROOM, PAGE, GROUP = 6, 64, 8, 3
@@ -22,8 +24,8 @@ def engine_of(policy):
     """Engines by their pages: 0 is slots."""
     made = {}
 
-    def engine(pages, *, slots=SLOTS, tokens=ROOM, page=PAGE):
-        name = (pages, slots, tokens, page)
+    def engine(pages, *, slots=SLOTS, tokens=ROOM, page=PAGE, **more):
+        name = (pages, slots, tokens, page, *more.items())
         if name not in made:
             made[name] = Engine(
                 policy.arch,
@@ -35,6 +37,7 @@ def engine_of(policy):
                 prefill_chunk=32,
                 pages=pages,
                 page_tokens=page,
+                **more,
             )
         return made[name]
 
@@ -202,6 +205,45 @@ def test_updates_in_the_middle_with_pages_are_those_with_slots(policy, engine_of
         return played(scheduler, prompts_of(policy, 4), at_step=swap)
 
     assert_equal(play(engine_of(SLOTS * LONGEST)), play(engine_of(0)))
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_kernels_sample_what_xla_samples(policy, engine_of, platform):
+    """In interpret mode: prefill, decode, a page's borders, making room, resuming."""
+    kernels = Kernels(platform, interpret=True)
+    engine = engine_of(8, slots=4, page=16, kernels=kernels)
+    paged = scheduler_of(policy, engine, group_size=2, max_tokens=14)
+    prompts = [prompt_of(policy, g, n) for g, n in enumerate((16, 7, 33))]
+    found = played(paged, prompts)
+    plain = scheduler_of(policy, engine_of(0, slots=4), group_size=2, max_tokens=14)
+    assert_equal(found, played(plain, prompts))
+
+
+def test_in_8_bits_log_probs_are_near_and_memory_is_a_quarter(policy, engine_of):
+    """A quarter of float32, and the scales."""
+    exact, rough = (engine_of(24, in_8_bits=in_8_bits) for in_8_bits in (False, True))
+    size = [
+        sum(x.nbytes for x in jax.tree.leaves(e.init_decode_state().cache)) for e in (exact, rough)
+    ]
+    assert size[1] == size[0] / 4 * (1 + 4 / policy.arch.head_dim)
+    scheduler = scheduler_of(policy, rough, max_tokens=12)
+    prompts = [prompt_of(policy, g, n) for g, n in enumerate((8, 5, 20))]
+    gaps = [
+        np.abs(policy.full_forward(c, 0) - c.logprobs).max()
+        for c in played(scheduler, prompts).values()
+    ]
+    assert BOUND < max(gaps) < 0.1
+
+
+def test_rounding_to_8_bits_is_off_by_half_a_step_at_most(rng):
+    x = jnp.asarray(
+        rng.normal(size=(5, 3, 16)) * 10.0 ** rng.integers(-6, 6, (5, 3, 1)), jnp.float32
+    )
+    x = x.at[2, 1].set(0.0)
+    numbers, scale = rounded(x)
+    assert numbers.dtype == jnp.int8 and np.abs(np.asarray(numbers)).max() == 127
+    off = np.abs(np.asarray(numbers) * np.asarray(scale)[..., None] - np.asarray(x))
+    assert (off <= np.asarray(scale)[..., None] * 0.5001).all()
 
 
 def test_a_group_cancelled_and_a_restart_give_pages_back(policy, engine_of):

@@ -16,7 +16,7 @@ from magistral_jax.batch.assemble import assemble_minibatch
 from magistral_jax.generator.engine import Engine
 from magistral_jax.generator.sampling import Sampler
 from magistral_jax.generator.scheduler import Scheduler
-from magistral_jax.model.attention import softmax_parts
+from magistral_jax.model.attention import Kernels, softmax_parts
 from magistral_jax.model.params import Architecture, abstract, map_specs
 from magistral_jax.model.sharding import TRAINER_RULES, make_mesh, place, shardings
 from magistral_jax.recipes.agreement import Probe, packed
@@ -92,7 +92,17 @@ def make_scheduler(snapshot, *, arch, mesh, dtype, slots=5, temperature=1.0, eng
     )
 
 
-def gaps(arch, dtype, temperature, *, trainer_mesh, generator_mesh, prompts=None, engine=None):
+def gaps(
+    arch,
+    dtype,
+    temperature,
+    *,
+    trainer_mesh,
+    generator_mesh,
+    prompts=None,
+    engine=None,
+    kernels=None,
+):
     """|sampler - trainer| of every sampled token, over mixed lengths, slots and refills."""
     dtype = jnp.dtype(dtype)
     trainer = Trainer(
@@ -103,6 +113,7 @@ def gaps(arch, dtype, temperature, *, trainer_mesh, generator_mesh, prompts=None
         temperature=temperature,
         dtype=dtype,
         head_tokens=128,
+        kernels=kernels,
     )
     push = WeightPush(arch, trainer=trainer_mesh, generator=generator_mesh, dtype=dtype)
     scheduler = make_scheduler(
@@ -225,6 +236,28 @@ def test_they_agree_on_sequences_in_pages_that_make_room_and_resume(dtype, recor
     record_property("logprob_abs_max", float(found.max()))
     assert found.max() <= BOUND[dtype]
     assert found.max() <= REGRESSION
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_they_agree_through_kernels(platform, record_property):
+    """In interpret mode: the same kernel packs a trainer's rows and a prompt, another decodes."""
+    mesh, arch = make_mesh(jax.devices(), fsdp=1, tp=1), make_arch(2, 32)
+    kernels = Kernels(platform, interpret=True)
+    engine = Engine(
+        arch,
+        mesh,
+        slots=5,
+        tokens=max(LENGTHS) + MAX_TOKENS,
+        stop_ids=STOP_IDS,
+        dtype=jnp.dtype("float32"),
+        pages=24,
+        page_tokens=16,
+        kernels=kernels,
+    )
+    meshes = {"trainer_mesh": mesh, "generator_mesh": mesh}
+    found = gaps(arch, "float32", 1.0, **meshes, engine=engine, kernels=kernels)
+    record_property("logprob_abs_max", float(found.max()))
+    assert found.max() <= BOUND["float32"]
 
 
 @pytest.mark.parametrize(
