@@ -52,6 +52,9 @@ class ModelConfig:
 class MeshConfig:
     trainer_fsdp: int = 1
     """Trainer devices over which parameters and rows are split."""
+    trainer_sp: int = 1
+    """Trainer devices over which the tokens of a row are split (context parallel): for rows whose
+    activations do not fit on one."""
     trainer_tp: int = 1
     """Trainer devices over which heads, feed-forward and vocabulary are split."""
     generator_tp: int = 1
@@ -59,7 +62,7 @@ class MeshConfig:
 
     @property
     def trainer_devices(self) -> int:
-        return self.trainer_fsdp * self.trainer_tp
+        return self.trainer_fsdp * self.trainer_sp * self.trainer_tp
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,7 @@ def _positive(c: RunConfig) -> list[Rule]:
         "checkpoint.every": (c.checkpoint.every, 1),
         "checkpoint.keep": (c.checkpoint.keep, 1),
         "mesh.trainer_fsdp": (c.mesh.trainer_fsdp, 1),
+        "mesh.trainer_sp": (c.mesh.trainer_sp, 1),
         "mesh.trainer_tp": (c.mesh.trainer_tp, 1),
         "mesh.generator_tp": (c.mesh.generator_tp, 1),
         "metrics.probe_every": (c.metrics.probe_every, 0),

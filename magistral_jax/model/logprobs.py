@@ -73,7 +73,10 @@ def score(
     )
     weight = head_weight(params, dtype)
     B, T, _ = hidden.shape
-    t = chunk_size(T, max(1, head_tokens // B))
+    rows, seq, _ = jax.typeof(hidden).sharding.spec
+    # Tokens are chunked within what each device of "sp" has of a row.
+    n = 1 if seq is None else jax.typeof(hidden).sharding.mesh.shape[seq]
+    t = chunk_size(T // n, max(1, head_tokens // (B * n)))
 
     @jax.checkpoint
     def chunk(_carry: None, xs: tuple[Array, Array]) -> tuple[None, Scores]:
@@ -82,10 +85,19 @@ def score(
         return None, score_chunk(logits_BtV, targets_Bt, temperature)
 
     def split(x: Array) -> Array:
-        return jnp.reshape(x, (B, T // t, t, *x.shape[2:])).swapaxes(0, 1)
+        rest = x.shape[2:]
+        nothing = [None] * len(rest)
+        parted = P(rows, seq, None, None, *nothing)
+        x = jnp.reshape(x, (B, n, T // (n * t), t, *rest), out_sharding=parted)
+        x = jnp.moveaxis(x, 2, 0)
+        return jnp.reshape(x, (-1, B, n * t, *rest), out_sharding=P(None, rows, seq, *nothing))
+
+    def joined(x: Array) -> Array:
+        x = jnp.reshape(x, (-1, B, n, t), out_sharding=P(None, rows, seq, None))
+        return jnp.reshape(jnp.moveaxis(x, 0, 2), (B, T), out_sharding=P(rows, seq))
 
     _, scores = jax.lax.scan(chunk, None, (split(hidden), split(targets)))
-    return Scores(*(x.swapaxes(0, 1).reshape(B, T) for x in scores))
+    return Scores(*map(joined, scores))
 
 
 def chunk_size(tokens: int, at_most: int) -> int:

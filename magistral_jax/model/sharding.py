@@ -1,7 +1,8 @@
 """Logical axis -> mesh axis, and the two meshes: the trainer's and the generator's.
 
-Both meshes have the axes ("fsdp", "tp") and use explicit sharding: shardings are part of array
-types, so a contraction that would silently gather is an error at trace time.
+Both meshes have the axes ("fsdp", "sp", "tp") and use explicit sharding: shardings are part of
+array types, so a contraction that would silently gather is an error at trace time. "sp" splits the
+tokens of the trainer's rows; the generator has none.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,10 +36,15 @@ GENERATOR_RULES: Rules = {**TRAINER_RULES, "embed": None}
 """Tensor parallel only: decoding cannot afford to gather weights at each step."""
 
 
-def make_mesh(devices: Iterable[Any], *, fsdp: int, tp: int) -> Mesh:
-    """A mesh ("fsdp", "tp") over the first `fsdp * tp` devices."""
-    grid = np.array(list(devices)[: fsdp * tp], dtype=object).reshape(fsdp, tp)
-    return Mesh(grid, ("fsdp", "tp"), axis_types=(AxisType.Explicit,) * 2)
+def make_mesh(devices: Iterable[Any], *, fsdp: int, tp: int, sp: int = 1) -> Mesh:
+    """A mesh ("fsdp", "sp", "tp") over the first `fsdp * sp * tp` devices."""
+    grid = np.array(list(devices)[: fsdp * sp * tp], dtype=object).reshape(fsdp, sp, tp)
+    return Mesh(grid, ("fsdp", "sp", "tp"), axis_types=(AxisType.Explicit,) * 3)
+
+
+def row_spec(mesh: Mesh) -> P:
+    """Of packed rows [B T]: rows over "fsdp", their tokens over "sp" where it is more than one."""
+    return P("fsdp", "sp" if mesh.shape["sp"] > 1 else None)
 
 
 def make_meshes(config: MeshConfig, devices: Sequence[Any] | None = None) -> tuple[Mesh, Mesh]:
@@ -52,12 +58,12 @@ def make_meshes(config: MeshConfig, devices: Sequence[Any] | None = None) -> tup
     else:
         raise UserError(
             f"the meshes need {wanted} devices ({config.trainer_devices} for the trainer: "
-            f"mesh.trainer_fsdp x mesh.trainer_tp; {config.generator_tp} for the generator: "
-            f"mesh.generator_tp) and this machine has {len(devices)}. Lower them; with 1 and 1 "
-            "both share one device."
+            "mesh.trainer_fsdp x mesh.trainer_sp x mesh.trainer_tp; "
+            f"{config.generator_tp} for the generator: mesh.generator_tp) and this machine has "
+            f"{len(devices)}. Lower them; with 1 and 1 both share one device."
         )
     return (
-        make_mesh(trainer, fsdp=config.trainer_fsdp, tp=config.trainer_tp),
+        make_mesh(trainer, fsdp=config.trainer_fsdp, sp=config.trainer_sp, tp=config.trainer_tp),
         make_mesh(generator, fsdp=1, tp=config.generator_tp),
     )
 

@@ -19,6 +19,7 @@ from jax import P
 from jaxtyping import Array, Float, Int
 
 from magistral_jax.model.attention import Kernels, grouped_attention, packed_mask
+from magistral_jax.model.blocked import blocked_attention
 from magistral_jax.model.kernels import packed_prefill
 from magistral_jax.model.params import Architecture, Params
 from magistral_jax.model.rope import Rope, rope, rotate
@@ -38,6 +39,9 @@ class Kind(NamedTuple):
 
 
 NO_WINDOW = 2**30
+LONG_ROW = 2048
+"""Tokens from which on the scores of a row are not held whole. It adds in another order, and the
+sampler adds as the short rows do."""
 BIASES = ("bq", "bk", "bv")
 
 
@@ -163,8 +167,8 @@ def block(
     dtype: jnp.dtype,
 ) -> tuple[Float[Array, "B T D"], Any]:
     """One transformer layer; `attend` decides which keys a query sees."""
-    rows = jax.typeof(x).sharding.spec[0]
-    stream, heads, inner = P(rows, None, None), P(rows, None, "tp", None), P(rows, None, "tp")
+    rows, seq = jax.typeof(x).sharding.spec[:2]
+    stream, heads, inner = P(rows, seq, None), P(rows, seq, "tp", None), P(rows, seq, "tp")
     w = {name: gather(weight, dtype) for name, weight in layer.items() if weight.ndim > 1}
 
     h = rms_norm(x, layer["attn_norm"], eps)
@@ -205,11 +209,11 @@ def transform(
     Stacked layers (the trainer's layout) run in one `lax.scan`; a tuple of layers (the
     generator's) is unrolled, which decodes twice as fast on CPU. `states` has the same layout.
     """
-    rows = jax.typeof(tokens).sharding.spec[0]
+    rows, seq = jax.typeof(tokens).sharding.spec
     by = rope(positions, arch.head_dim, arch.rope_theta, arch.rope_scaling)
     # The table is cast before it is read, as the head casts it: tied weights stay tied in bf16.
     table = gather_rows(params["embed"], dtype)
-    x = table.at[tokens].get(out_sharding=P(rows, None, None)).astype(jnp.float32)
+    x = table.at[tokens].get(out_sharding=P(rows, seq, None)).astype(jnp.float32)
 
     def step(
         x: Array, layer_and_state: tuple[Params, Any, Kind | None], alike: Kind | None
@@ -248,11 +252,15 @@ def attend_packed(
     segments: Int[Array, "B T"], positions: Int[Array, "B T"], kernels: Kernels | None = None
 ) -> Attend:
     """Attention within each packed completion. Its state is the layer's keys and values."""
-    mask = packed_mask(segments, positions)
+    is_split = jax.typeof(segments).sharding.spec[1] is not None
+    in_blocks = is_split or (segments.shape[1] > LONG_ROW and kernels is None)
+    mask = None if in_blocks or kernels else packed_mask(segments, positions)
 
     def attend(_state: Any, q: Array, k: Array, v: Array, window: Any) -> tuple[Array, Any]:
-        if kernels is not None:
-            return packed_attention(q, k, v, segments, window, kernels), (k, v)
+        if mask is None:
+            if kernels is not None and not is_split:
+                return packed_attention(q, k, v, segments, window, kernels), (k, v)
+            return blocked_attention(q, k, v, positions, window), (k, v)
         if window is None:
             return grouped_attention(q, k, v, mask), (k, v)
         is_near = positions[:, :, None] - positions[:, None, :] < window
@@ -297,6 +305,6 @@ def head_weight(params: Params, dtype: jnp.dtype) -> Array:
 
 def logits(hidden: Float[Array, "B T D"], weight: Array, *, tied: bool) -> Float[Array, "B T V"]:
     """Scores over the vocabulary in float32, from `head_weight`'s array."""
-    rows = jax.typeof(hidden).sharding.spec[0]
+    rows, seq = jax.typeof(hidden).sharding.spec[:2]
     equation = "BTD,VD->BTV" if tied else "BTD,DV->BTV"
-    return product(equation, hidden, weight, P(rows, None, "tp"))
+    return product(equation, hidden, weight, P(rows, seq, "tp"))

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import P
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
@@ -21,9 +20,8 @@ from magistral_jax.arrays import Batch, Microbatch, Minibatch
 from magistral_jax.model.attention import Kernels
 from magistral_jax.model.logprobs import Scores, score
 from magistral_jax.model.params import Architecture, Params, unstack
+from magistral_jax.model.sharding import row_spec
 from magistral_jax.trainer.loss import LossStats, policy_loss
-
-ROWS = P("fsdp", None)
 
 LossFn = Callable[[Scores, Microbatch], tuple[Float[Array, ""], LossStats]]
 
@@ -133,9 +131,14 @@ class Trainer:
             return self._scores(self.state.params, self.to_device(microbatch))
 
     def to_device(self, microbatch: Microbatch) -> Microbatch:
-        """Rows split over "fsdp", whole over "tp"."""
-        sharding = NamedSharding(self.mesh, ROWS)
-        return jax.tree.map(lambda x: jax.device_put(np.asarray(x), sharding), microbatch)
+        """Rows split over "fsdp" and their tokens over "sp", whole over "tp"."""
+        sharding = NamedSharding(self.mesh, row_spec(self.mesh))
+        surplus = -microbatch.inputs.shape[1] % self.mesh.shape["sp"]
+
+        def put(x: Any) -> Array:
+            return jax.device_put(np.pad(np.asarray(x), ((0, 0), (0, surplus))), sharding)
+
+        return jax.tree.map(put, microbatch)
 
     def _score_fn(self, params: Params, batch: Microbatch) -> Scores:
         return self._score(

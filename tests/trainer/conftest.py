@@ -45,8 +45,8 @@ def host_params(arch):
 
 @pytest.fixture(scope="session")
 def make_trainer(arch, host_params):
-    def make(fsdp=1, tp=1, rule=None, **options):
-        mesh = make_mesh(jax.devices(), fsdp=fsdp, tp=tp)
+    def make(fsdp=1, sp=1, tp=1, rule=None, **options):
+        mesh = make_mesh(jax.devices(), fsdp=fsdp, sp=sp, tp=tp)
         return Trainer(
             arch,
             mesh,
