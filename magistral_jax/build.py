@@ -2,23 +2,24 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict
 from functools import cached_property, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from magistral_jax.arrays import Batch
 from magistral_jax.batch.assemble import assemble
 from magistral_jax.batch.backlog import Backlog
-from magistral_jax.checkpoint import as_json
+from magistral_jax.checkpoint import identity_of
 from magistral_jax.config import RunConfig
 from magistral_jax.data.prompts import render
 from magistral_jax.data.sources import Sums, read_jsonl
 from magistral_jax.data.stream import PromptStream, heldout_problems
 from magistral_jax.generator.engine import Engine
+from magistral_jax.generator.fleet import Fleet, part_of, side_by_side
 from magistral_jax.generator.sampling import Sampler
 from magistral_jax.generator.scheduler import Scheduler
 from magistral_jax.ledger import GENERATOR, TRAINER, Ledger, on_compilation, shares_of
@@ -30,6 +31,7 @@ from magistral_jax.model.sharding import (
     GENERATOR_RULES,
     TRAINER_RULES,
     check_divides,
+    engine_meshes,
     kernels_of,
     make_meshes,
     shardings,
@@ -181,10 +183,10 @@ class Run:
 
     # The generator.
 
-    def engine(self, slots: int, pages: int = 0) -> Engine:
+    def engine(self, slots: int, pages: int = 0, mesh: Mesh | None = None) -> Engine:
         return Engine(
             self.arch,
-            self.generator_mesh,
+            mesh or engine_meshes(self.generator_mesh)[0],
             slots=slots,
             tokens=self.config.sequence_tokens,
             stop_ids=self.tokenizer.stop_ids,
@@ -200,7 +202,15 @@ class Run:
     @cached_property
     def main_engine(self) -> Engine:
         # At least two rows to a product: XLA's CPU backend has a slow path for one.
-        return self.engine(max(2, self.config.generator.in_flight), self.config.generator.pages)
+        slots = max(2, self.config.generator.in_flight // self.config.mesh.generator_engines)
+        return self.engine(slots, self.config.generator.pages)
+
+    @cached_property
+    def engines(self) -> list[Engine]:
+        """All that decode side by side, `main_engine` first."""
+        like, others = self.main_engine, engine_meshes(self.generator_mesh)[1:]
+        slots = like.max_concurrent_decodes
+        return [like, *(self.engine(slots, like.pages, mesh) for mesh in others)]
 
     @cached_property
     def _probe_engine(self) -> Engine:
@@ -212,7 +222,7 @@ class Run:
         generator = self.config.generator
         return Scheduler(
             engine,
-            snapshot,
+            part_of(snapshot, engine.mesh),
             key=self.key(stream),
             sampler=sampler,
             group_size=generator.group_size,
@@ -223,20 +233,18 @@ class Run:
             **options,
         )
 
-    def sampling(self, snapshot: Snapshot) -> Scheduler:
+    def sampling(self, snapshot: Snapshot) -> Scheduler | Fleet:
         """Where training samples come from."""
-        return self.scheduler(
-            snapshot,
-            engine=self.main_engine,
-            stream=SAMPLING,
-            sampler=Sampler(temperature=self.config.generator.temperature),
-            doing=partial(self.ledger.doing, GENERATOR),
-        )
+        sampler = Sampler(temperature=self.config.generator.temperature)
+        doing = partial(self.ledger.doing, GENERATOR)
+        make = partial(self.scheduler, stream=SAMPLING, sampler=sampler, doing=doing)
+        return side_by_side(make, self.engines, snapshot)
 
-    def evaluation(self, snapshot: Snapshot, sampler: Sampler | None = None) -> Scheduler:
-        """The same engine at the evaluation's temperature, with randomness of its own."""
-        options = {"sampler": sampler or Sampler(temperature=self.config.eval.temperature)}
-        return self.scheduler(snapshot, engine=self.main_engine, stream=EVALUATION, **options)
+    def evaluation(self, snapshot: Snapshot, sampler: Sampler | None = None) -> Scheduler | Fleet:
+        """The same engines at the evaluation's temperature, with randomness of its own."""
+        sampler = sampler or Sampler(temperature=self.config.eval.temperature)
+        make = partial(self.scheduler, stream=EVALUATION, sampler=sampler)
+        return side_by_side(make, self.engines, snapshot)
 
     def probe(self) -> Probe | None:
         config = self.config
@@ -325,16 +333,7 @@ class Run:
         return snapshot
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint of this run must agree with."""
-        data = self.config.data
-        return {
-            **{f"model {name}": value for name, value in as_json(asdict(self.arch)).items()},
-            "seed": self.config.seed,
-            "data.path": data.path,
-            "data.digits": data.digits,
-            "data.heldout_percent": data.heldout_percent,
-            "generator.group_size": self.config.generator.group_size,
-        }
+        return identity_of(self.config, self.arch)
 
     def backlog(self, queue: Queue) -> Backlog:
         # The specification trains on what the newest weights sampled, and on nothing else.

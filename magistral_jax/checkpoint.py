@@ -28,6 +28,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from magistral_jax.config import RunConfig
 from magistral_jax.fingerprint import fingerprints, lanes, named, shapes
 from magistral_jax.types import Stalled, UserError
 
@@ -352,6 +353,15 @@ def check_identity(saved: dict[str, Any], wanted: dict[str, Any], folder: Path) 
         )
 
 
-def as_json(values: dict[str, Any]) -> dict[str, Any]:
-    """The values as a checkpoint gives them back: tuples are lists there."""
-    return json.loads(json.dumps(values))
+def identity_of(config: RunConfig, arch: Any) -> dict[str, Any]:
+    """What a checkpoint of a run must agree with to be resumed by it."""
+    # Through JSON, as a checkpoint gives it back: tuples are lists there.
+    network = json.loads(json.dumps(asdict(arch)))
+    return {
+        **{f"model {name}": value for name, value in network.items()},
+        "seed": config.seed,
+        "data.path": config.data.path,
+        "data.digits": config.data.digits,
+        "data.heldout_percent": config.data.heldout_percent,
+        "generator.group_size": config.generator.group_size,
+    }

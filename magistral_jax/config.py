@@ -60,6 +60,14 @@ class MeshConfig:
     generator_tp: int = 1
     """Generator devices over which heads, feed-forward and vocabulary are split."""
 
+    generator_engines: int = 1
+    """Engines that decode side by side, each on generator_tp devices, with an equal share of
+    generator.in_flight and with generator.pages of its own."""
+
+    @property
+    def generator_devices(self) -> int:
+        return self.generator_engines * self.generator_tp
+
     @property
     def trainer_devices(self) -> int:
         return self.trainer_fsdp * self.trainer_sp * self.trainer_tp

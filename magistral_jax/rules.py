@@ -58,6 +58,7 @@ def _positive(c: RunConfig) -> list[Rule]:
         "checkpoint.keep": (c.checkpoint.keep, 1),
         "mesh.trainer_fsdp": (c.mesh.trainer_fsdp, 1),
         "mesh.trainer_sp": (c.mesh.trainer_sp, 1),
+        "mesh.generator_engines": (c.mesh.generator_engines, 1),
         "mesh.trainer_tp": (c.mesh.trainer_tp, 1),
         "mesh.generator_tp": (c.mesh.generator_tp, 1),
         "metrics.probe_every": (c.metrics.probe_every, 0),
@@ -142,6 +143,16 @@ def _generator_rules(c: RunConfig) -> list[Rule]:
             c.model.attention == "kernels" and c.model.dtype != "bfloat16",
             f'model.attention is "kernels" and model.dtype is "{c.model.dtype}": the kernels are '
             'for 16-bit floats. Set model.dtype = "bfloat16".',
+        ),
+        (
+            g.in_flight % max(c.mesh.generator_engines, 1) != 0,
+            f"generator.in_flight ({g.in_flight}) must be a multiple of mesh.generator_engines "
+            f"({c.mesh.generator_engines}), which share it. Change either.",
+        ),
+        (
+            c.mesh.generator_engines > 1 and c.checkpoint.kv == "save",
+            f'mesh.generator_engines is {c.mesh.generator_engines} and checkpoint.kv is "save": '
+            'the caches of several engines are not saved. Set checkpoint.kv = "refill".',
         ),
         (
             g.pages > 0 and c.checkpoint.kv == "save",

@@ -137,7 +137,7 @@ def test_a_state_is_restored_onto_another_mesh(checkpoints):
     for array, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(like), strict=True):
         assert array.sharding.is_equivalent_to(wanted.sharding, array.ndim)
     assert found.params["embed"].sharding.spec == P("tp", "fsdp")
-    assert found.params["embed"].sharding.mesh.shape == {"fsdp": 1, "tp": 2}
+    assert found.params["embed"].sharding.mesh.shape == {"fsdp": 1, "sp": 1, "tp": 2}
 
 
 def test_weights_come_without_the_optimizer_that_was_saved_with_them(checkpoints):

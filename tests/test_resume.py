@@ -388,6 +388,32 @@ def test_the_ledger_s_seconds_are_all_there_were(whole_runs):
         assert min(summary["ledger_s"].values()) >= 0
 
 
+class FleetRun(SharedRun):
+    """On all devices, with parts of its own."""
+
+    def __init__(self, config):
+        Run.__init__(self, config)
+
+    initial_params = Run.initial_params
+    trainer = Run.trainer
+
+
+def test_a_run_goes_on_with_another_number_of_engines(shared, monkeypatch, tmp_path):
+    monkeypatch.setattr(run_module, "Run", FleetRun)
+    for session, (engines, stop) in enumerate([(2, 2), (1, 4), (2, None)]):
+        go_on(shared, monkeypatch)
+        if stop:
+            stop_after(stop, shared, monkeypatch)
+        config = replace(ASYNC, mesh=MeshConfig(generator_engines=engines))
+        code = train(config, tmp_path, resume=session > 0)
+        assert code == (STOPPED if stop else FINISHED)
+    assert [row["step"] for row in rows_of(tmp_path)] == list(range(1, STEPS + 1))
+    trained = [group for _, groups in shared.batches for group in groups]
+    assert len(trained) == len(set(trained)) == STEPS * 3
+    samples = Counter((s["group"], s["index"]) for s in samples_of(tmp_path))
+    assert set(samples.values()) == {1}
+
+
 def test_a_generator_that_fails_once_is_counted_shown_and_goes_on(
     shared, monkeypatch, tmp_path, capsys
 ):

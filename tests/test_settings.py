@@ -291,6 +291,24 @@ def test_what_pages_and_kernels_need(tmp_path, text, told):
     assert told in fault and "Set " in fault
 
 
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        (
+            "[mesh]\ngenerator_engines = 3\n[generator]\nin_flight = 64",
+            "generator.in_flight (64) must be a multiple of mesh.generator_engines (3)",
+        ),
+        (
+            '[mesh]\ngenerator_engines = 2\n[checkpoint]\nkv = "save"',
+            "mesh.generator_engines is 2 and checkpoint.kv is",
+        ),
+    ],
+)
+def test_what_several_engines_need(tmp_path, text, told):
+    (fault,) = faults_of(write(tmp_path, text))
+    assert told in fault
+
+
 def of_type(hint: Any) -> st.SearchStrategy:
     if get_origin(hint) is Literal:
         return st.sampled_from(get_args(hint))

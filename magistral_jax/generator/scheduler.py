@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Array, Int32, Key
 
+from magistral_jax.generator.answers import generate
 from magistral_jax.generator.engine import Engine
 from magistral_jax.generator.memory import memory_of
 from magistral_jax.generator.prefilling import Prefiller
@@ -189,12 +190,20 @@ class Scheduler:
 
     def step(self) -> list[Completion]:
         """Fill free slots, decode `steps_at_once` tokens everywhere, return what finished."""
+        self.launch()
+        return self.collect()
+
+    def launch(self) -> None:
+        """The part of a step that does not wait for what it decodes."""
         self._fill()
         self._placing = None
         self._make_room()
-        self.state, results = self._decode()
+        self.state, self._results = self._decode()
+
+    def collect(self) -> list[Completion]:
+        """The part that does."""
         self.num_steps += self.steps_at_once
-        return [done for result in np.asarray(results) for done in self._record(result)]
+        return [done for result in np.asarray(self._results) for done in self._record(result)]
 
     def written(self, group: int, index: int) -> Int32[np.ndarray, " tokens"]:
         """The tokens sampled so far of a completion; none before it has a slot."""
@@ -221,18 +230,7 @@ class Scheduler:
         count: int | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> list[tuple[Completion, ...]]:
-        """All completions of the prompts, submitted together; per prompt, ordered by index."""
-        for prompt in prompts:
-            self.submit(prompt, count=count)
-        done: dict[int, dict[int, Completion]] = {prompt.group: {} for prompt in prompts}
-        finished = 0
-        while self.has_work:
-            for completion in self.step():
-                done[completion.group][completion.index] = completion
-                finished += 1
-            if on_step is not None:
-                on_step(finished)
-        return [tuple(done[p.group][i] for i in sorted(done[p.group])) for p in prompts]
+        return generate(self, prompts, count=count, on_step=on_step)
 
     def _fill(self) -> None:
         """Give free slots to sequences begun elsewhere, then to the oldest requests."""

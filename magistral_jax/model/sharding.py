@@ -50,22 +50,30 @@ def row_spec(mesh: Mesh) -> P:
 def make_meshes(config: MeshConfig, devices: Sequence[Any] | None = None) -> tuple[Mesh, Mesh]:
     """Trainer's and generator's mesh: disjoint where there are devices enough, shared on one."""
     devices = jax.devices() if devices is None else devices
-    wanted = config.trainer_devices + config.generator_tp
+    wanted = config.trainer_devices + config.generator_devices
     if len(devices) >= wanted:
         trainer, generator = devices, devices[config.trainer_devices :]
-    elif config.trainer_devices == 1 and config.generator_tp == 1:
+    elif config.trainer_devices == 1 and config.generator_devices == 1:
         trainer = generator = devices
     else:
         raise UserError(
             f"the meshes need {wanted} devices ({config.trainer_devices} for the trainer: "
             "mesh.trainer_fsdp x mesh.trainer_sp x mesh.trainer_tp; "
-            f"{config.generator_tp} for the generator: mesh.generator_tp) and this machine has "
-            f"{len(devices)}. Lower them; with 1 and 1 both share one device."
+            f"{config.generator_devices} for the generator: mesh.generator_engines x "
+            f"mesh.generator_tp) and this machine has {len(devices)}. Lower them; with 1 and 1 "
+            "both share one device."
         )
     return (
         make_mesh(trainer, fsdp=config.trainer_fsdp, sp=config.trainer_sp, tp=config.trainer_tp),
-        make_mesh(generator, fsdp=1, tp=config.generator_tp),
+        make_mesh(generator, fsdp=config.generator_engines, tp=config.generator_tp),
     )
+
+
+def engine_meshes(generator: Mesh) -> list[Mesh]:
+    """The mesh of each engine: a row of the generator's."""
+    if generator.shape["fsdp"] == 1:
+        return [generator]
+    return [make_mesh(row.flat, fsdp=1, tp=row.size) for row in generator.devices]
 
 
 def kernels_of(config: ModelConfig, mesh: Mesh) -> Kernels | None:
