@@ -157,8 +157,8 @@ def numbers(mesh):
 def test_meshes_are_disjoint_where_devices_suffice():
     config = MeshConfig(trainer_fsdp=2, trainer_tp=1, generator_tp=2)
     trainer, generator = make_meshes(config)
-    assert dict(trainer.shape) == {"fsdp": 2, "tp": 1}
-    assert dict(generator.shape) == {"fsdp": 1, "tp": 2}
+    assert dict(trainer.shape) == {"fsdp": 2, "sp": 1, "tp": 1}
+    assert dict(generator.shape) == {"fsdp": 1, "sp": 1, "tp": 2}
     assert numbers(trainer) == [0, 1] and numbers(generator) == [2, 3]
 
 
