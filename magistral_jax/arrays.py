@@ -43,6 +43,8 @@ class Minibatch:
     microbatches: tuple[Microbatch, ...]
     padding: float
     """Share of row tokens that hold nothing."""
+    names: tuple[tuple[tuple[tuple[int, int], ...], ...], ...] = ()
+    """(group, index) of each segment of each row of each microbatch."""
 
 
 @dataclass(frozen=True, kw_only=True)

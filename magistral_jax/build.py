@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,6 +39,7 @@ from magistral_jax.model.sharding import (
 )
 from magistral_jax.model.sources import resolve
 from magistral_jax.recipes.agreement import Probe
+from magistral_jax.recipes.updates import train_batch
 from magistral_jax.recipes.warmup import warm_up
 from magistral_jax.tally import Tally
 from magistral_jax.tokenizer.bytes import ByteTokenizer
@@ -81,6 +83,7 @@ class Run:
         self.ledger = Ledger(shares_of(meshes))
         self.on_failure: Callable[[str, str], None] = lambda kind, message: None
         self.tell: Callable[[str], None] = lambda what: None
+        self.folder: Path | None = None
         for mesh, rules, owner in (
             (self.trainer_mesh, TRAINER_RULES, "trainer"),
             (self.generator_mesh, GENERATOR_RULES, "generator"),
@@ -266,7 +269,7 @@ class Run:
         return VerifierPool(
             rule_of(self.config),
             self.config.verifier,
-            tell=lambda message: self.on_failure("verifier", message),
+            tell=partial(self._told, "verifier"),
             most_s=self.config.stall_s,
         )
 
@@ -376,7 +379,7 @@ class Run:
             judge=self.judge,
             backlog=self.backlog(frontier.queue),
             assemble=self.assemble,
-            train=partial(train_batch, trainer),
+            train=partial(train_batch, trainer, tell=self._told, folder=self.folder),
             push=lambda version: self.published(trainer.params, version),
             mailbox=Mailbox(),
             probe=self.probe(),
@@ -384,16 +387,13 @@ class Run:
             ledger=self.ledger,
             wants_frontier=wants_frontier,
             on_step=on_step,
-            on_failure=lambda kind, message: self.on_failure(kind, message),
+            on_failure=self._told,
             waiting=waiting,
         )
+
+    def _told(self, kind: str, message: str) -> None:
+        self.on_failure(kind, message)
 
     def close(self) -> None:
         if "verifiers" in self.__dict__:
             self.verifiers.close()
-
-
-def train_batch(trainer: Trainer, batch: Batch) -> dict[str, float]:
-    """All optimizer steps of a batch; their metrics, averaged. Waits for the last one."""
-    steps = [stats.values() for stats in trainer.step(batch)]
-    return {name: float(np.mean([values[name] for values in steps])) for name in steps[0]}

@@ -26,6 +26,8 @@ FAILURES = {
     "push": "Pushes of weights that failed and were tried again",
     "prompts": "Prompts set aside since the generator failed with them every time",
     "checkpoint": "Saved parts of a checkpoint that could not be used",
+    "update": "Optimizer steps skipped, since loss or gradient was not finite",
+    "alarm": "Figures of an update out of their bounds (recipes/updates.py)",
 }
 
 GLOSSARY: dict[str, str] = {
@@ -48,6 +50,10 @@ GLOSSARY: dict[str, str] = {
     "policy/entropy": "Mean entropy of the policy at the trained tokens, in nats.",
     "policy/ess": "Effective sample size of the importance ratios over trained tokens, 0 to 1.",
     "policy/log_ratio": "Mean trainer minus sampler log-prob of the trained tokens, in nats.",
+    "policy/log_ratio_abs_max": "Largest |trainer minus sampler log-prob| of a trained token.",
+    "generator/preempted": "Sequences that gave their pages to older ones, to go on later.",
+    "generator/cache_used": "Share of the generator's cache that is taken.",
+    "update/skipped": "Optimizer steps skipped, since loss or gradient was not finite.",
     "policy/grad_norm": "Global norm of the gradient before it is clipped.",
     "policy/spans_mean": "Mean number of weight versions that sampled one completion.",
     "policy/spans_two_or_more": "Share of completions sampled by two or more weight versions.",

@@ -114,6 +114,7 @@ class Session:
     def play(self, saved: Meta | None, *, resume: bool) -> int:
         """From the beginning or a checkpoint to the end, or to a stop."""
         self.run.on_failure, self.run.tell = self._on_failure, self.console.phase
+        self.run.folder = self.folder
         self.counts = dict(NOTHING_COUNTED)
         self.pulse = begin_pulse(
             self.folder,

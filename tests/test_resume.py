@@ -388,6 +388,28 @@ def test_the_ledger_s_seconds_are_all_there_were(whole_runs):
         assert min(summary["ledger_s"].values()) >= 0
 
 
+def test_a_nan_in_one_completion_is_told_and_the_run_goes_on(shared, monkeypatch, tmp_path, capsys):
+    honest, planted = shared.assemble, []
+
+    def assemble(self, groups, version):
+        batch = honest(self, groups, version)
+        if version == 2:
+            minibatch = batch.minibatches[0]
+            minibatch.microbatches[0].behavior_logprobs[0, 8] = np.nan
+            planted.append(minibatch.names[0][0][0])
+        return batch
+
+    monkeypatch.setattr(shared, "assemble", assemble)
+    assert train(ASYNC, tmp_path, resume=False) == FINISHED
+    rows = rows_of(tmp_path)
+    assert [row["update/skipped"] for row in rows] == [0, 0, 1, 0, 0, 0]
+    assert rows[-1]["failures/update"] == 1
+    ((group, index),) = planted
+    assert f"completion {group}/{index} (problem" in capsys.readouterr().err
+    (row,) = [json.loads(x) for x in (tmp_path / "skipped_updates.jsonl").read_text().splitlines()]
+    assert (row["group"], row["index"]) == (group, index)
+
+
 class FleetRun(SharedRun):
     """On all devices, with parts of its own."""
 

@@ -107,12 +107,19 @@ def assemble_minibatch(
             place = {name: array[row, start:stop] for name, array in sheet.items()}
             _write(place, sequences[item], segment)
             start += sequences[item].places
+    names = [
+        tuple(
+            (sequences[item].completion.group, sequences[item].completion.index) for item in items
+        )
+        for items in packed
+    ]
     return Minibatch(
         microbatches=tuple(
             Microbatch(**{name: array[at : at + rows] for name, array in sheet.items()})
             for at in range(0, num_microbatches * rows, rows)
         ),
         padding=float(np.mean(sheet["segments"] == 0)),
+        names=tuple(tuple(names[at : at + rows]) for at in range(0, len(names), rows)),
     )
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from magistral_jax.arrays import Batch, Microbatch, Minibatch
 from magistral_jax.model.attention import Kernels
@@ -36,17 +36,20 @@ class TrainState(NamedTuple):
 class StepStats(NamedTuple):
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
+    is_finite: Bool[Array, ""]
+    """Whether loss and gradient were; if not, weights and optimizer stayed as they were."""
     sums: LossStats
 
     def values(self) -> dict[str, float]:
         """The step's numbers under their metric names. Waits for the step to end."""
-        loss, grad_norm, s = jax.device_get(self)
+        loss, grad_norm, _, s = jax.device_get(self)
         return {
             "loss": float(loss),
             "policy/grad_norm": float(grad_norm),
             "policy/clipped_low": float(s.clipped_low),
             "policy/clipped_high": float(s.clipped_high),
             "policy/log_ratio": float(s.log_ratio),
+            "policy/log_ratio_abs_max": float(s.log_ratio_abs_max),
             "policy/entropy": float(s.entropy),
             "policy/ess": float(s.ratio**2 / max(s.tokens * s.ratio_squared, 1e-30)),
         }
@@ -114,8 +117,8 @@ class Trainer:
                     (loss, stats) if totals is None else (totals[0] + loss, totals[1].merge(stats))
                 )
             assert totals is not None, "a minibatch without microbatches"
-            self.state, grad_norm = self._apply(self.state, grads)
-        return StepStats(totals[0], grad_norm, totals[1])
+            self.state, grad_norm, is_finite = self._apply(self.state, grads, totals[0])
+        return StepStats(totals[0], grad_norm, is_finite, totals[1])
 
     def gradient(self, minibatch: Minibatch) -> Params:
         """The gradient that `minibatch_step` would spend."""
@@ -124,6 +127,24 @@ class Trainer:
             for microbatch in minibatch.microbatches:
                 grads, *_ = self._accumulate(self.state.params, grads, self.to_device(microbatch))
         return grads
+
+    def culprits(self, minibatch: Minibatch) -> list[tuple[int, int]]:
+        """(group, index) of the completions whose own loss or gradient, under the weights as they
+        are, is not finite."""
+        return [
+            name
+            for microbatch, rows in zip(minibatch.microbatches, minibatch.names, strict=True)
+            if not self._is_finite(microbatch)
+            for row, names in enumerate(rows)
+            for segment, name in enumerate(names, start=1)
+            if not self._is_finite(alone(microbatch, row, segment))
+        ]
+
+    def _is_finite(self, microbatch: Microbatch) -> bool:
+        with jax.set_mesh(self.mesh):
+            grads = self._zeros(self.state.params)
+            grads, loss, _ = self._accumulate(self.state.params, grads, self.to_device(microbatch))
+            return bool(jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads)))
 
     def score(self, microbatch: Microbatch) -> Scores:
         """log p of the microbatch's targets under the weights as they are."""
@@ -158,9 +179,27 @@ class Trainer:
         (loss, stats), new = jax.value_and_grad(loss_of, has_aux=True)(params)
         return jax.tree.map(jnp.add, grads, new), loss, stats
 
-    def _apply_fn(self, state: TrainState, grads: Params) -> tuple[TrainState, Array]:
+    def _apply_fn(
+        self, state: TrainState, grads: Params, loss: Array
+    ) -> tuple[TrainState, Array, Array]:
+        grad_norm = optax.tree.norm(grads)
+        is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         # Our own code passes strict promotion (tests set it); optax mixes int32 and float.
         with jax.numpy_dtype_promotion("standard"):
             updates, optimizer = self.optimizer.update(grads, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        return TrainState(params, optimizer), optax.tree.norm(grads)
+        # Chosen element by element, in the loops that update: a branch would copy the state.
+        new = TrainState(params, optimizer)
+        kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, state)
+        return kept, grad_norm, is_finite
+
+
+def alone(microbatch: Microbatch, row: int, segment: int) -> Microbatch:
+    """The microbatch with nothing in it but one completion."""
+    is_kept = np.zeros(microbatch.segments.shape, bool)
+    is_kept[row] = np.asarray(microbatch.segments)[row] == segment
+
+    def keep(x: Any) -> np.ndarray:
+        return np.where(is_kept, x, np.zeros_like(x))
+
+    return jax.tree.map(keep, microbatch)

@@ -102,6 +102,7 @@ def test_metrics_are_those_of_the_tokens(plain, batch):
         "policy/clipped_low": low,
         "policy/clipped_high": high,
         "policy/log_ratio": log_ratio,
+        "policy/log_ratio_abs_max": np.abs(np.log(w)).max(),
         "policy/entropy": entropy,
         "policy/ess": w.sum() ** 2 / (len(w) * (w**2).sum()),
     }

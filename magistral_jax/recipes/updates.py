@@ -1,0 +1,112 @@
+"""One weight update and what is wrong with it: an update that is not finite is skipped and put on
+the record with the completions that made it so, and figures out of bounds are told.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from magistral_jax.arrays import Batch
+from magistral_jax.trainer.trainer import Trainer
+from magistral_jax.types import Completion
+
+FILE = "skipped_updates.jsonl"
+
+Alarm = tuple[str, Callable[[float], bool], str]
+ALARMS: tuple[Alarm, ...] = (
+    (
+        "policy/log_ratio_abs_max",
+        lambda x: x > 10,
+        "a token is e^{:.1f} times as likely to the trainer as to the sampler, or as unlikely",
+    ),
+    (
+        "policy/ess",
+        lambda x: x < 0.3,
+        "the importance ratios leave {:.0%} of the batch's tokens: it is too stale, or sampler and "
+        "trainer disagree",
+    ),
+    (
+        "policy/clipped_high",
+        lambda x: x > 0.3,
+        "{:.0%} of the tokens are clipped at 1 + eps_high: too stale, or too large a rate",
+    ),
+    (
+        "policy/clipped_low",
+        lambda x: x > 0.3,
+        "{:.0%} of the tokens are clipped at 1 - eps_low: too stale, or too large a rate",
+    ),
+    (
+        "policy/entropy",
+        lambda x: x < 1e-3,
+        "the policy's entropy is {:.1e}: it hardly explores any more",
+    ),
+    (
+        "policy/grad_norm",
+        lambda x: x > 100,
+        "the gradient's norm is {:.0f} before it is clipped",
+    ),
+)
+"""Metric, when it is out of bounds, and what that means. The ESS gate is PipelineRL's idea."""
+
+
+def train_batch(
+    trainer: Trainer, batch: Batch, *, tell: Callable[[str, str], None], folder: Path | None
+) -> dict[str, float]:
+    """All optimizer steps of a batch; their metrics, averaged. Waits for the last one.
+
+    `tell(kind, message)` hears of updates skipped and of alarms; completions to blame are appended
+    to `skipped_updates.jsonl` in `folder`.
+    """
+    steps = trainer.step(batch)
+    skipped = [number for number, stats in enumerate(steps) if not bool(stats.is_finite)]
+    for number in skipped:
+        tell("update", _on_the_record(trainer, batch, number, folder))
+    values = [stats.values() for n, stats in enumerate(steps) if n not in skipped]
+    averages = {
+        name: float(np.mean([of_step[name] for of_step in values])) for name in dict(*values[:1])
+    }
+    for name, is_out, text in ALARMS:
+        if name in averages and is_out(averages[name]):
+            tell("alarm", f"update {batch.version + 1}: {text.format(averages[name])} ({name})")
+    return {**averages, "update/skipped": float(len(skipped))}
+
+
+def _on_the_record(trainer: Trainer, batch: Batch, number: int, folder: Path | None) -> str:
+    """Find who made a minibatch's update not finite, and write it down."""
+    names = trainer.culprits(batch.minibatches[number])
+    completions = {(c.group, c.index): c for group in batch.groups for c in group.completions}
+    problems = {group.prompt.group: group.prompt.problem.id for group in batch.groups}
+    if folder is not None:
+        with (folder / FILE).open("a", encoding="utf-8") as file:
+            for name in names:
+                row = _row(batch.version + 1, problems[name[0]], completions[name])
+                file.write(json.dumps(row) + "\n")
+    who = ", ".join(f"{group}/{index} (problem {problems[group]})" for group, index in names[:5])
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    blame = f"completion {who}{more}" if names else "no completion by itself"
+    return (
+        f"update {batch.version + 1}: loss or gradient is not finite, so the weights stay as they "
+        f"are. The cause is {blame}; see {FILE} in the run folder."
+    )
+
+
+def _row(update: int, problem: str, completion: Completion) -> dict[str, Any]:
+    """A completion as it was trained on; what is no number in JSON is a word."""
+
+    def plain(x: float) -> float | str:
+        return x if math.isfinite(x) else str(x)
+
+    return {
+        "update": update,
+        "problem": problem,
+        "group": completion.group,
+        "index": completion.index,
+        "prompt": completion.prompt.tolist(),
+        "tokens": completion.tokens.tolist(),
+        "logprobs": [plain(x) for x in completion.logprobs.tolist()],
+        "versions": [(span.start, span.version) for span in completion.spans],
+    }
