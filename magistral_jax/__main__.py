@@ -60,7 +60,11 @@ def make_parser() -> argparse.ArgumentParser:
         help_text = text.replace("%", "%%")  # argparse formats it, and not the description
         sub = commands.add_parser(name, help=help_text, description=text, allow_abbrev=False)
         sub.set_defaults(command=function)
-        asked = {"export": "RUN", "verify": "FILE.jsonl", "bench": "CONFIG.toml|verify|decode"}
+        asked = {
+            "export": "RUN",
+            "verify": "FILE.jsonl",
+            "bench": "CONFIG.toml|verify|decode|train",
+        }
         asked = asked.get(name, "CONFIG.toml")
         sub.add_argument("config", metavar=asked, type=Path)
         return sub
@@ -105,26 +109,35 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def add_bench(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """`bench CONFIG.toml`, `bench verify`, `bench decode`, with the options of all three."""
+    """`bench CONFIG.toml`, `bench verify`, `decode` and `train`, with the options of all."""
     bench = command(
-        "bench", bench_command, "Speeds on this machine: of a config, of verdicts, of the sampler."
+        "bench", bench_command, "Speeds on this machine: of a config, verdicts, sampler, trainer."
     )
     bench.set_defaults(rules=None)
     bench.add_argument("--workers", type=int, help="verify: processes (default: all cores)")
     bench.add_argument("--json", type=Path, help="also write the table to this file")
+    both = bench.add_argument_group("bench decode and bench train")
+    both.add_argument("--model", metavar="SOURCE", help="what model.source may be")
+    both.add_argument("--dtype", type=words, default=("bf16", "f32"), metavar="bf16,f32")
+    both.add_argument("--threads", type=int, default=0, help="processors (default: all)")
+    both.add_argument("--repeats", type=int, default=3, help="measured, after one that is not")
+    both.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="transformers|llama.cpp|torch",
+        help="beside ours; torch for bench train",
+    )
+    both.add_argument("--peer-python", default="", help="the interpreter that has the peers")
+    train = bench.add_argument_group("bench train")
+    train.add_argument("--rows", default="256x16,1024x8", help="tokens in a row x rows, of a step")
+    train.add_argument("--microbatch-tokens", type=int, default=2048, help="of which at once")
+    train.add_argument("--remat", action="store_true", help="recompute activations")
     decode = bench.add_argument_group("bench decode")
-    decode.add_argument("--model", metavar="SOURCE", help="what model.source may be")
     decode.add_argument("--concurrency", type=counts, default=(1, 8, 32, 64), metavar="1,8,32,64")
     decode.add_argument("--prompt-tokens", type=int, default=96)
     decode.add_argument("--new-tokens", type=int, default=128)
-    decode.add_argument("--dtype", type=words, default=("bf16", "f32"), metavar="bf16,f32")
     decode.add_argument("--lengths", choices=["equal", "skewed"], default="equal")
-    decode.add_argument("--threads", type=int, default=0, help="processors (default: all)")
-    decode.add_argument("--repeats", type=int, default=3, help="measured, after one that is not")
-    decode.add_argument(
-        "--peer", action="append", default=[], metavar="transformers|llama.cpp", help="beside ours"
-    )
-    decode.add_argument("--peer-python", default="", help="the interpreter that has the peers")
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -171,7 +184,7 @@ def config_path(options: argparse.Namespace) -> Path | None:
     """The file that holds the config: the argument itself, or the one in the run it names."""
     if options.command is verify_command:
         return options.rules
-    if options.command is bench_command and str(options.config) in ("verify", "decode"):
+    if options.command is bench_command and str(options.config) in ("verify", "decode", "train"):
         return None
     if options.command is not export_command:
         return options.config
@@ -260,9 +273,28 @@ def bench_command(config: RunConfig, options: argparse.Namespace) -> int:
             repeats=options.repeats,
         )
         return bench_decode(config, asked, json_path=options.json)
+    if str(options.config) == "train":
+        return _bench_train(config, options)
     from magistral_jax.tools.bench import bench
 
     return bench(config, json_path=options.json)
+
+
+def _bench_train(config: RunConfig, options: argparse.Namespace) -> int:
+    from magistral_jax.tools.bench_train import Asked, bench_train, shapes
+
+    asked = Asked(
+        model=options.model or config.model.source,
+        rows=shapes(options.rows),
+        microbatch_tokens=options.microbatch_tokens,
+        dtypes=options.dtype,
+        remat=options.remat,
+        threads=options.threads or len(os.sched_getaffinity(0)),
+        peers=tuple(options.peer),
+        peer_python=options.peer_python,
+        repeats=options.repeats,
+    )
+    return bench_train(config, asked, json_path=options.json)
 
 
 def chaos_command(config: RunConfig, options: argparse.Namespace) -> int:

@@ -7,9 +7,10 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float32, Int32
 
 from magistral_jax.types import Stalled, UserError
 
@@ -17,6 +18,7 @@ PEERS = {
     "transformers": "transformers_generate.py",
     "llama.cpp": "llama_cpp.py",
 }
+TRAIN_PEERS = {"torch": "torch_train.py"}
 PEER_S = 3600.0
 """Longest that one measurement of a peer may take."""
 _SAID = 600
@@ -31,6 +33,17 @@ class Requests:
     """New tokens of each."""
     at_once: int
     """Slots, or the size of a batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What every trainer is given: rows of one sequence each."""
+
+    tokens: Int32[np.ndarray, "B T+1"]
+    logprobs: Float32[np.ndarray, "B T"]
+    """What the policy said of tokens[:, 1:] when it drew them."""
+    advantages: Float32[np.ndarray, "B T"]
+    microbatch_rows: int
 
 
 def measure_peer(
@@ -48,15 +61,35 @@ def measure_peer(
     The peer is a script of this folder that needs nothing of ours, so `python` may be the
     interpreter of another environment.
     """
-    script = Path(__file__).parent / PEERS[peer]
+    arrays = {"prompts": requests.prompts, "lengths": requests.lengths}
+    options = {"dtype": dtype, "at-once": requests.at_once, "threads": threads, "repeats": repeats}
+    return _answer(peer, PEERS[peer], model, arrays, options, python)
+
+
+def measure_train_peer(
+    peer: str, model: Path, rows: Rows, *, dtype: str, threads: int, repeats: int, python: str = ""
+) -> tuple[list[float], float]:
+    """Seconds of each step, after one that is not counted, and the most memory, in bytes."""
+    arrays = {name: np.asarray(value) for name, value in vars(rows).items()}
+    options = {"dtype": dtype, "threads": threads, "repeats": repeats}
+    seconds, peak = _answer(peer, TRAIN_PEERS[peer], model, arrays, options, python)
+    return seconds, peak
+
+
+def _answer(
+    peer: str,
+    script: str,
+    model: Path,
+    arrays: dict[str, np.ndarray],
+    options: dict[str, Any],
+    python: str,
+) -> Any:
+    """The last line that a peer's process writes, as JSON."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "requests.npz"
-        np.savez(path, prompts=requests.prompts, lengths=requests.lengths)
-        command = [
-            python or sys.executable, str(script), str(model), str(path),
-            "--dtype", dtype, "--at-once", str(requests.at_once),
-            "--threads", str(threads), "--repeats", str(repeats),
-        ]  # fmt: skip
+        path = Path(folder) / "arrays.npz"
+        np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
+        command = [python or sys.executable, str(Path(__file__).parent / script), str(model)]
+        command += [str(path), *(x for name in options for x in (f"--{name}", str(options[name])))]
         try:
             done = subprocess.run(
                 command,
@@ -64,10 +97,10 @@ def measure_peer(
                 capture_output=True,
                 text=True,
                 timeout=PEER_S,
-                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+                env=os.environ | {"OMP_NUM_THREADS": str(options["threads"])},
             )
         except subprocess.TimeoutExpired:
-            raise Stalled(f"bench decode: waited {PEER_S:.0f} s for the peer {peer}.") from None
+            raise Stalled(f"bench: waited {PEER_S:.0f} s for the peer {peer}.") from None
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["it said nothing"]
         raise UserError(
