@@ -75,8 +75,7 @@ class Run:
     """The parts of one run, each made once, when first asked for."""
 
     def __init__(self, config: RunConfig, *, devices: Sequence[Any] | None = None) -> None:
-        self.config = config
-        self.dtype = jnp.dtype(config.model.dtype)
+        self.config, self.dtype = config, jnp.dtype(config.model.dtype)
         self.trainer_mesh, self.generator_mesh = make_meshes(config.mesh, devices)
         self.tally = Tally()
         meshes = {GENERATOR: self.generator_mesh, TRAINER: self.trainer_mesh}
@@ -84,11 +83,8 @@ class Run:
         self.on_failure: Callable[[str, str], None] = lambda kind, message: None
         self.tell: Callable[[str], None] = lambda what: None
         self.folder: Path | None = None
-        for mesh, rules, owner in (
-            (self.trainer_mesh, TRAINER_RULES, "trainer"),
-            (self.generator_mesh, GENERATOR_RULES, "generator"),
-        ):
-            check_divides(self.arch, mesh, rules, owner)
+        check_divides(self.arch, self.trainer_mesh, TRAINER_RULES, "trainer")
+        check_divides(self.arch, self.generator_mesh, GENERATOR_RULES, "generator")
 
     # What the policy is.
 
@@ -260,6 +256,7 @@ class Run:
             row_tokens=config.batch.row_tokens,
             rows=config.batch.rows,
             head_tokens=config.trainer.head_tokens,
+            long_row=config.trainer.long_row,
         )
 
     # The verifier.
@@ -302,6 +299,8 @@ class Run:
             advantage_rule=batch.advantage,
             share_rule=batch.shares,
             control=batch.control,
+            ranks=self.config.mesh.trainer_fsdp,
+            longest=self.config.generator.max_tokens,
             seed=self.config.seed,
             version=version,
         )
@@ -315,10 +314,12 @@ class Run:
             make_optimizer(t),
             eps_low=t.eps_low,
             eps_high=t.eps_high,
+            objective=t.objective,
             temperature=self.config.generator.temperature,
             dtype=self.dtype,
             remat=t.remat,
             head_tokens=t.head_tokens,
+            long_row=t.long_row,
             unroll=t.unroll,
             kernels=kernels_of(self.config.model, self.trainer_mesh),
         )

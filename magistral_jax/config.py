@@ -169,8 +169,9 @@ class BatchConfig:
     """Rows of row_tokens in one microbatch: what one forward-backward pass holds in memory."""
     advantage: Literal["minibatch", "group", "none"] = "minibatch"
     """Spread that centred rewards are divided by (the paper: minibatch)."""
-    shares: Literal["group", "batch"] = "group"
-    """Per-token weight: groups count equally (the paper), or tokens of the minibatch do."""
+    shares: Literal["group", "batch", "sequence", "constant"] = "group"
+    """Per-token weight: groups count equally (the paper), or tokens of the minibatch do (DAPO), or
+    completions (GRPO), or each token 1 / (completions x generator.max_tokens) (Dr. GRPO)."""
     control: Literal["none", "permute_rewards"] = "none"
     """Control experiment: "permute_rewards" shuffles the rewards within each group."""
 
@@ -193,6 +194,10 @@ class TrainerConfig:
     """AdamW's decoupled weight decay."""
     max_grad_norm: float = 1.0
     """Global norm above which gradients are scaled down."""
+    objective: Literal["clip", "tis", "cispo", "gspo"] = "clip"
+    """What the ratio of trainer to sampler does: clip (the paper), or weigh the gradient, capped at
+    2 (TIS) or at 1 + eps_high (CISPO), or clip one ratio for a whole completion (GSPO, which wants
+    eps_low = 3e-4, eps_high = 4e-4 and batch.shares = "sequence")."""
     eps_low: float = 0.2
     """Clip the ratio below 1 - eps_low."""
     eps_high: float = 0.28
@@ -202,6 +207,9 @@ class TrainerConfig:
     unroll: bool = False
     """Compile every layer by itself instead of one in a loop: a faster step on CPU, as no
     activations are stacked, and a compile time that grows with the depth."""
+    long_row: int = 2048
+    """Rows of more tokens have their attention computed in blocks: twice as fast at 1,024 tokens on
+    CPU and without their scores in memory, but in bf16 no longer to the bit as the sampler does."""
     head_tokens: int = 1024
     """Tokens whose logits exist at once; the full [tokens, vocabulary] array never does."""
 

@@ -17,6 +17,7 @@ def broken_rules(c: RunConfig) -> list[str]:
         *_model_rules(c),
         *_stage_rules(c),
         *_resume_rules(c),
+        *_objective_rules(c),
     )
     return [text for broken, text in rules if broken]
 
@@ -41,6 +42,7 @@ def _positive(c: RunConfig) -> list[Rule]:
         "batch.rows": (c.batch.rows, 1),
         "trainer.steps": (c.trainer.steps, 0),
         "trainer.head_tokens": (c.trainer.head_tokens, 1),
+        "trainer.long_row": (c.trainer.long_row, 1),
         "trainer.warmup_steps": (c.trainer.warmup_steps, 0),
         "verifier.soft_tokens": (c.verifier.soft_tokens, 0),
         "warmup.steps": (c.warmup.steps, 0),
@@ -297,6 +299,22 @@ def _stage_rules(c: RunConfig) -> list[Rule]:
             ),
         ]
     return rules
+
+
+def _objective_rules(c: RunConfig) -> list[Rule]:
+    t = c.trainer
+    return [
+        (
+            t.objective == "tis" and c.batch.minibatch not in (0, c.batch.completions),
+            f'trainer.objective is "tis" and batch.minibatch is {c.batch.minibatch}: it weighs by '
+            "the policy before the batch, and after one step that is another. Set it to 0.",
+        ),
+        (
+            t.objective == "gspo" and c.batch.shares != "sequence",
+            f'trainer.objective is "gspo" and batch.shares is "{c.batch.shares}": its ratio is one '
+            'for a completion, so completions count alike. Set batch.shares = "sequence".',
+        ),
+    ]
 
 
 def _resume_rules(c: RunConfig) -> list[Rule]:

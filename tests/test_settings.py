@@ -302,9 +302,17 @@ def test_what_pages_and_kernels_need(tmp_path, text, told):
             '[mesh]\ngenerator_engines = 2\n[checkpoint]\nkv = "save"',
             "mesh.generator_engines is 2 and checkpoint.kv is",
         ),
+        (
+            '[trainer]\nobjective = "tis"\n[batch]\nminibatch = 32',
+            'trainer.objective is "tis" and batch.minibatch is 32',
+        ),
+        (
+            '[trainer]\nobjective = "gspo"',
+            'trainer.objective is "gspo" and batch.shares is "group"',
+        ),
     ],
 )
-def test_what_several_engines_need(tmp_path, text, told):
+def test_what_several_engines_and_other_objectives_need(tmp_path, text, told):
     (fault,) = faults_of(write(tmp_path, text))
     assert told in fault
 

@@ -18,15 +18,10 @@ from jaxtyping import Float32
 
 from magistral_jax.arrays import Batch, Microbatch, Minibatch
 from magistral_jax.batch.credit import AdvantageRule, ShareRule, advantages, token_shares
-from magistral_jax.batch.pack import pack
+from magistral_jax.batch.pack import ATTENTION_TOKENS, dealt, pack
 from magistral_jax.types import Completion, Group
 
 Control = Literal["none", "permute_rewards"]
-
-ATTENTION_TOKENS = 4096
-"""Row length at which attention costs about as much as all other products of a token together: in
-the usual shapes it lies between 12 x width (135M: 7,000) and a few times less where scores are slow
-to move, as on CPU."""
 
 
 class _Sequence(NamedTuple):
@@ -55,8 +50,11 @@ def assemble(
     control: Control,
     seed: int,
     version: int,
+    ranks: int = 1,
+    longest: int = 0,
 ) -> Batch:
-    """The batch that updates weights `version`: `groups`, in their order, cut into minibatches."""
+    """The batch that updates weights `version`: `groups`, in their order, cut into minibatches.
+    `ranks` share the rows of a microbatch; `longest`: the most tokens a completion may have."""
     assert groups and len(groups) % groups_per_minibatch == 0, (len(groups), groups_per_minibatch)
     permute = control == "permute_rewards"
     rewards = [permuted_rewards(g, seed) if permute else g.rewards_G for g in groups]
@@ -72,6 +70,8 @@ def assemble(
             advantage_rule=advantage_rule,
             share_rule=share_rule,
             rewards=rewards[cut],
+            ranks=ranks,
+            longest=longest,
         )
         for cut in cuts
     )
@@ -86,6 +86,8 @@ def assemble_minibatch(
     advantage_rule: AdvantageRule,
     share_rule: ShareRule,
     rewards: Sequence[Float32[np.ndarray, " _"]] | None = None,
+    ranks: int = 1,
+    longest: int = 0,
 ) -> Minibatch:
     """One optimizer step's microbatches. Only completions with a verdict to trust enter.
 
@@ -96,8 +98,11 @@ def assemble_minibatch(
     """
     if rewards is None:
         rewards = [group.rewards_G for group in groups]
-    sequences = _with_credit(groups, rewards, advantage_rule, share_rule)
-    packed, rows, row_tokens = laid_out([s.places for s in sequences], rows, row_tokens)
+    sequences = _with_credit(groups, rewards, advantage_rule, share_rule, longest)
+    places = [s.places for s in sequences]
+    packed, rows, row_tokens = laid_out(places, rows, row_tokens)
+    if ranks > 1:
+        packed = dealt(packed, places, rows, ranks)
     num_microbatches = -(-len(packed) // rows)
     sheet = _empty(num_microbatches * rows, row_tokens)
     for row, items in enumerate(packed):
@@ -151,16 +156,16 @@ def _with_credit(
     rewards: Sequence[Float32[np.ndarray, " _"]],
     advantage_rule: AdvantageRule,
     share_rule: ShareRule,
+    longest: int,
 ) -> list[_Sequence]:
     valid = [[group.completions[i] for i in group.valid] for group in groups]
     lengths = [[int(c.sampled.sum()) for c in completions] for completions in valid]
-    per_group = zip(
-        valid, advantages(rewards, advantage_rule), token_shares(lengths, share_rule), strict=True
-    )
+    shares = token_shares(lengths, share_rule, longest=longest)
+    per_group = zip(valid, advantages(rewards, advantage_rule), shares, strict=True)
     return [
         _Sequence(completion, float(advantage), share)
-        for completions, advantages_G, share in per_group
-        for completion, advantage in zip(completions, advantages_G, strict=True)
+        for of_group in per_group
+        for completion, advantage, share in zip(*of_group, strict=True)
     ]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 
 AdvantageRule = Literal["minibatch", "group", "none"]
-ShareRule = Literal["group", "batch"]
+ShareRule = Literal["group", "batch", "sequence", "constant"]
 
 
 def center(rewards_G: Float32[np.ndarray, " G"]) -> Float32[np.ndarray, " G"]:
@@ -50,20 +50,29 @@ def _whiten(centered: Float32[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
 
 
 def token_shares(
-    lengths_by_group: Sequence[Sequence[int]], rule: ShareRule = "group"
-) -> list[float]:
-    """Each group's share of the loss, per sampled token. Shares sum to 1 over the minibatch.
+    lengths_by_group: Sequence[Sequence[int]], rule: ShareRule = "group", *, longest: int = 0
+) -> list[list[float]]:
+    """Each completion's share of the loss, per sampled token.
 
     "group" is the paper's formula read literally: divide by the group's own token count, then
-    average groups, so every group has an equal say. "batch" gives every token an equal say.
+    average groups, so every group has an equal say. "batch" gives every token an equal say (DAPO),
+    "sequence" every completion (GRPO, GSPO). With these three, shares sum to 1 over the minibatch.
+    "constant" divides by completions and `longest`, the most tokens one may have, so that neither
+    length nor company changes a token's weight (Dr. GRPO).
 
     Args:
         lengths_by_group: Sampled tokens of each completion, by group.
-
-    Returns:
-        One number per group; it applies to every sampled token of that group.
     """
     totals = [sum(lengths) for lengths in lengths_by_group]
-    if rule == "group":
-        return [1 / (len(totals) * total) for total in totals]
-    return [1 / sum(totals)] * len(totals)
+    count = sum(len(lengths) for lengths in lengths_by_group)
+    assert rule != "constant" or longest > 0, "constant shares need the longest completion's tokens"
+    of_token = {
+        "group": lambda group, length: 1 / (len(totals) * totals[group]),
+        "batch": lambda group, length: 1 / sum(totals),
+        "sequence": lambda group, length: 1 / (count * length),
+        "constant": lambda group, length: 1 / (count * longest),
+    }[rule]
+    return [
+        [of_token(group, length) for length in lengths]
+        for group, lengths in enumerate(lengths_by_group)
+    ]

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from magistral_jax.model.attention import MASKED
 
-BLOCK = 512
+BLOCK = 256
 
 
 def blocked_attention(

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from magistral_jax.model.attention import Kernels
 from magistral_jax.model.params import Architecture, Params
-from magistral_jax.model.transformer import attend_packed, head_weight, logits, transform
+from magistral_jax.model.transformer import LONG_ROW, attend_packed, head_weight, logits, transform
 
 
 class Scores(NamedTuple):
@@ -60,6 +60,7 @@ def score(
     remat: bool,
     head_tokens: int,
     kernels: Kernels | None = None,
+    long_row: int = LONG_ROW,
 ) -> Scores:
     """log p(targets) under the policy at `temperature`, for packed rows."""
     hidden, _ = transform(
@@ -67,7 +68,7 @@ def score(
         arch,
         inputs,
         positions,
-        attend=attend_packed(segments, positions, kernels),
+        attend=attend_packed(segments, positions, kernels, long_row=long_row),
         dtype=dtype,
         remat=remat,
     )

@@ -40,8 +40,8 @@ class Kind(NamedTuple):
 
 NO_WINDOW = 2**30
 LONG_ROW = 2048
-"""Tokens from which on the scores of a row are not held whole. It adds in another order, and the
-sampler adds as the short rows do."""
+"""Tokens beyond which the scores of a row are not held whole. Blocks add up in another order than
+the sampler does, so rows whose sequences bf16 can follow to the bit (about 1,000) are below it."""
 BIASES = ("bq", "bk", "bv")
 
 
@@ -249,11 +249,15 @@ def gather_rows(table: Float[Array, "V D"], dtype: jnp.dtype) -> Float[Array, "V
 
 
 def attend_packed(
-    segments: Int[Array, "B T"], positions: Int[Array, "B T"], kernels: Kernels | None = None
+    segments: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    kernels: Kernels | None = None,
+    *,
+    long_row: int = LONG_ROW,
 ) -> Attend:
     """Attention within each packed completion. Its state is the layer's keys and values."""
     is_split = jax.typeof(segments).sharding.spec[1] is not None
-    in_blocks = is_split or (segments.shape[1] > LONG_ROW and kernels is None)
+    in_blocks = is_split or (segments.shape[1] > long_row and kernels is None)
     mask = None if in_blocks or kernels else packed_mask(segments, positions)
 
     def attend(_state: Any, q: Array, k: Array, v: Array, window: Any) -> tuple[Array, Any]:

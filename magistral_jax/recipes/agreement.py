@@ -17,6 +17,7 @@ from magistral_jax.arrays import Microbatch
 from magistral_jax.batch.assemble import assemble_minibatch
 from magistral_jax.generator.scheduler import Scheduler
 from magistral_jax.model.logprobs import score
+from magistral_jax.model.transformer import LONG_ROW
 from magistral_jax.types import Completion, Group, Prompt, Snapshot, Verdict
 
 
@@ -31,9 +32,11 @@ class Probe:
         row_tokens: int,
         rows: int,
         head_tokens: int,
+        long_row: int = LONG_ROW,
     ) -> None:
         self._make_scheduler, self._prompts = make_scheduler, prompts
         self._row_tokens, self._rows, self._head_tokens = row_tokens, rows, head_tokens
+        self._long_row = long_row
         self._scheduler: Scheduler | None = None
         self._finished: list[Completion] = []
         self._score: Any = None
@@ -99,6 +102,7 @@ class Probe:
                 remat=False,
                 head_tokens=self._head_tokens,
                 kernels=engine.kernels,
+                long_row=self._long_row,
             ).logprobs
 
         return score_rows

@@ -8,17 +8,27 @@ Magistral, section 2.1, for generated token t of completion i:
 weighted by each token's share of the minibatch. p_old is the generator's own probability, recorded
 when the token was drawn, so the ratio absorbs staleness. No KL term, no entropy bonus, no critic.
 
+Beside it, one config word each (papers.md, section 8), with p_old the generator's too:
+
+    tis     sg[min(ratio_t, 2)] * A_i * log p_new(t)               truncated importance sampling
+    cispo   sg[min(ratio_t, 1 + eps_high)] * A_i * log p_new(t)    MiniMax-M1
+    gspo    min(s_i * A_i, clip(s_i) * A_i), s_i = exp(mean over t of log ratio_t)
+
 Axes: B rows, T tokens.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from magistral_jax.arrays import Microbatch
 from magistral_jax.model.logprobs import Scores
+
+Objective = Literal["clip", "tis", "cispo", "gspo"]
+TIS_CAP = 2.0
+"""C of Yao et al. (2025)."""
 
 
 class LossStats(NamedTuple):
@@ -44,18 +54,33 @@ class LossStats(NamedTuple):
 
 
 def policy_loss(
-    scores: Scores, batch: Microbatch, *, eps_low: float, eps_high: float
+    scores: Scores,
+    batch: Microbatch,
+    *,
+    eps_low: float,
+    eps_high: float,
+    objective: Objective = "clip",
 ) -> tuple[Float[Array, ""], LossStats]:
     """This microbatch's part of the loss. Parts add up to the loss of the minibatch."""
     share_BT = jnp.asarray(batch.shares)
     on_BT = share_BT > 0
     # Zero the log-ratio off the mask before exp(): padding could overflow, and 0 * inf is nan.
     log_ratio_BT = jnp.where(on_BT, scores.logprobs - batch.behavior_logprobs, 0.0)
+    if objective == "gspo":
+        log_ratio_BT = of_sequence(log_ratio_BT, on_BT, jnp.asarray(batch.segments))
     ratio_BT = jnp.exp(log_ratio_BT)
     clipped_BT = jnp.clip(ratio_BT, 1.0 - eps_low, 1.0 + eps_high)
-    objective_BT = jnp.minimum(ratio_BT * batch.advantages, clipped_BT * batch.advantages)
-    low_BT = (ratio_BT < 1.0 - eps_low) & (batch.advantages < 0)
-    high_BT = (ratio_BT > 1.0 + eps_high) & (batch.advantages > 0)
+    A_BT = batch.advantages
+    if objective in ("clip", "gspo"):
+        objective_BT = jnp.minimum(ratio_BT * A_BT, clipped_BT * A_BT)
+        low_BT = (ratio_BT < 1.0 - eps_low) & (A_BT < 0)
+        high_BT = (ratio_BT > 1.0 + eps_high) & (A_BT > 0)
+    else:
+        # Importance sampling: the capped ratio is a weight, and every token keeps a gradient.
+        cap = TIS_CAP if objective == "tis" else 1.0 + eps_high
+        weight_BT = jax.lax.stop_gradient(jnp.minimum(ratio_BT, cap))
+        objective_BT = weight_BT * A_BT * jnp.where(on_BT, scores.logprobs, 0.0)
+        low_BT, high_BT = jnp.zeros_like(on_BT), ratio_BT > cap
     on_ratio_BT = jnp.where(on_BT, ratio_BT, 0.0)
     stats = LossStats(
         clipped_low=jnp.sum(jnp.where(low_BT, share_BT, 0.0)),
@@ -68,3 +93,28 @@ def policy_loss(
         log_ratio_abs_max=jnp.max(jnp.abs(log_ratio_BT)),
     )
     return -jnp.sum(share_BT * objective_BT), jax.lax.stop_gradient(stats)
+
+
+def of_sequence(
+    x: Float[Array, "B T"], on: Bool[Array, "B T"], segments: Int[Array, "B T"]
+) -> Float[Array, "B T"]:
+    """At each token that is on, the mean of `x` over those of its completion; 0 elsewhere."""
+    spec, most = jax.typeof(x).sharding.spec, x.shape[1] + 1
+
+    def local(x: Array, on: Array, segments: Array) -> Array:
+        def total(values: Array, segments: Array) -> Array:
+            return jax.ops.segment_sum(values, segments, num_segments=most)
+
+        sums, counts = (
+            jax.vmap(total)(values, segments)
+            for values in (jnp.where(on, x, 0.0), on.astype(jnp.float32))
+        )
+        if len(spec) == 2 and spec[1] is not None:
+            # A completion may lie on several devices.
+            sums, counts = (jax.lax.psum(values, spec[1]) for values in (sums, counts))
+        means = sums / jnp.maximum(counts, 1.0)
+        return jnp.where(on, jnp.take_along_axis(means, segments, axis=1), 0.0)
+
+    if not jax.typeof(x).sharding.mesh.axis_names:
+        return local(x, on, segments)
+    return jax.shard_map(local, out_specs=spec, check_vma=False)(x, on, segments)

@@ -21,7 +21,8 @@ from magistral_jax.model.attention import Kernels
 from magistral_jax.model.logprobs import Scores, score
 from magistral_jax.model.params import Architecture, Params, unstack
 from magistral_jax.model.sharding import row_spec
-from magistral_jax.trainer.loss import LossStats, policy_loss
+from magistral_jax.model.transformer import LONG_ROW
+from magistral_jax.trainer.loss import LossStats, Objective, policy_loss
 
 LossFn = Callable[[Scores, Microbatch], tuple[Float[Array, ""], LossStats]]
 
@@ -68,17 +69,21 @@ class Trainer:
         loss: LossFn | None = None,
         eps_low: float = 0.2,
         eps_high: float = 0.28,
+        objective: Objective = "clip",
         temperature: float = 1.0,
         dtype: jnp.dtype,
         remat: bool = True,
         head_tokens: int = 1024,
         unroll: bool = False,
         kernels: Kernels | None = None,
+        long_row: int = LONG_ROW,
     ) -> None:
         """`loss` replaces the policy objective (the supervised warm-up does)."""
         self.arch, self.mesh, self.optimizer = arch, mesh, optimizer
         self._unroll = unroll
-        self._loss = loss or partial(policy_loss, eps_low=eps_low, eps_high=eps_high)
+        self._loss = loss or partial(
+            policy_loss, eps_low=eps_low, eps_high=eps_high, objective=objective
+        )
         self._score: Callable[..., Scores] = partial(
             score,
             arch=arch,
@@ -87,6 +92,7 @@ class Trainer:
             remat=remat,
             head_tokens=head_tokens,
             kernels=kernels,
+            long_row=long_row,
         )
         with jax.set_mesh(mesh):
             state = TrainState(params, jax.jit(optimizer.init)(params))

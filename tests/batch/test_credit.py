@@ -59,14 +59,30 @@ def test_dividing_by_no_spread_is_refused(rule):
         advantages([f32(0.1, 0.1, 0.1), f32(1, 1)], rule)
 
 
-@given(lengths_by_group, st.sampled_from(["group", "batch"]))
+def weighed(shares, lengths):
+    """Each completion's part of the loss."""
+    return [
+        [share * length for share, length in zip(*of_group, strict=True)]
+        for of_group in zip(shares, lengths, strict=True)
+    ]
+
+
+@given(lengths_by_group, st.sampled_from(["group", "batch", "sequence"]))
 def test_shares_sum_to_one_over_the_minibatch(lengths, rule):
-    shares = token_shares(lengths, rule)
-    total = sum(share * sum(group) for share, group in zip(shares, lengths, strict=True))
+    total = sum(map(sum, weighed(token_shares(lengths, rule), lengths)))
     assert total == pytest.approx(1)
+
+
+@given(lengths_by_group)
+def test_completions_count_alike_by_sequence_and_tokens_by_constant(lengths):
+    count = sum(map(len, lengths))
+    for of_group in weighed(token_shares(lengths, "sequence"), lengths):
+        assert of_group == pytest.approx([1 / count] * len(of_group))
+    shares = token_shares(lengths, "constant", longest=50)
+    assert {share for of_group in shares for share in of_group} == {1 / (count * 50)}
 
 
 def test_group_rule_gives_groups_an_equal_say_and_batch_rule_gives_tokens_one():
     lengths = [[1, 1], [10, 10]]
-    assert token_shares(lengths, "group") == [1 / 4, 1 / 40]
-    assert token_shares(lengths, "batch") == [1 / 22, 1 / 22]
+    assert token_shares(lengths, "group") == [[1 / 4] * len(lengths[0]), [1 / 40] * len(lengths[1])]
+    assert token_shares(lengths, "batch") == [[1 / 22] * len(of_group) for of_group in lengths]

@@ -132,11 +132,12 @@ def test_long_rows_are_computed_in_blocks(rng, monkeypatch):
     """And short ones are not: what the sampler computes adds as they do."""
     calls = []
     monkeypatch.setattr(transformer, "blocked_attention", lambda *args: calls.append(1) or args[0])
-    monkeypatch.setattr(transformer, "LONG_ROW", ROW - 1)
     segments, positions = rows()
     q, k, v, _ = drawn(rng, 2)
     with jax.set_mesh(make_mesh(jax.devices(), fsdp=1, tp=1)):
         for row in (ROW - 1, ROW):
-            attend = transformer.attend_packed(segments[:, :row], positions[:, :row])
+            attend = transformer.attend_packed(
+                segments[:, :row], positions[:, :row], long_row=ROW - 1
+            )
             attend(None, q[:, :row], k[:, :row], v[:, :row], None)
     assert len(calls) == 1

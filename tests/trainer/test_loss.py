@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 from magistral_jax.arrays import Microbatch
 from magistral_jax.model.logprobs import Scores
+from magistral_jax.model.sharding import make_mesh, row_spec
 from magistral_jax.trainer.loss import LossStats, policy_loss
 
 EPS_LOW, EPS_HIGH = 0.2, 0.28
@@ -159,3 +161,83 @@ def test_a_microbatch_refuses_arrays_of_different_shape(rng):
     """jaxtyping binds B and T across the fields."""
     with pytest.raises(jaxtyping.TypeCheckError, match="'targets'"):
         microbatch(rng, targets=jnp.zeros((3, 4), jnp.int32))
+
+
+def packed_rows(rng, B=4, T=12):
+    """Two or three completions in each row, padding behind them, prompts that carry no loss."""
+    segments = np.zeros((B, T), np.int32)
+    for row, lengths in enumerate(((5, 4), (2, 3, 6), (11, 1), (4, 4, 4))):
+        segments[row, : sum(lengths)] = np.repeat(np.arange(len(lengths)) + 1, lengths)
+    shares = (rng.random((B, T)) + 0.1) * (rng.random((B, T)) < 0.7) * (segments > 0)
+    return microbatch(
+        rng,
+        B,
+        T,
+        segments=jnp.asarray(segments),
+        shares=jnp.asarray(shares, jnp.float32),
+        behavior_logprobs=jnp.asarray(rng.normal(-1, 0.6, (B, T)), jnp.float32),
+    )
+
+
+def reference_slope(batch, logprobs, objective):
+    """d loss / d log p of each token, from the formulas of papers.md, section 8, by hand."""
+    old, A, share, segments = (
+        np.asarray(x, np.float64)
+        for x in (batch.behavior_logprobs, batch.advantages, batch.shares, batch.segments)
+    )
+    gap, slope = logprobs - old, np.zeros_like(old)
+    for b in range(len(old)):
+        for s in {int(x) for x in segments[b]} - {0}:
+            of = [t for t in np.flatnonzero(segments[b] == s) if share[b, t] > 0]
+            for t in of:
+                if objective == "gspo":
+                    ratio = np.exp(np.mean([gap[b, u] for u in of]))
+                    # s_i = exp(mean): each of its tokens moves it by a share of itself.
+                    pieces = [(u, ratio / len(of)) for u in of]
+                else:
+                    ratio, pieces = np.exp(gap[b, t]), [(t, np.exp(gap[b, t]))]
+                if objective in ("clip", "gspo"):
+                    is_stuck = (A[b, t] > 0 and ratio > 1 + EPS_HIGH) or (
+                        A[b, t] < 0 and ratio < 1 - EPS_LOW
+                    )
+                    pieces = [] if is_stuck else pieces
+                else:
+                    cap = 2.0 if objective == "tis" else 1 + EPS_HIGH
+                    pieces = [(t, min(ratio, cap))]
+                for u, weight in pieces:
+                    slope[b, u] -= share[b, t] * A[b, t] * weight
+    return slope
+
+
+@pytest.mark.parametrize("objective", ["clip", "tis", "cispo", "gspo"])
+def test_each_objective_has_the_gradient_of_its_formula(rng, objective):
+    batch = packed_rows(rng)
+    logprobs = jnp.asarray(rng.normal(-1, 0.6, batch.shares.shape), jnp.float32)
+
+    def loss(logprobs):
+        scores = Scores(logprobs, jnp.zeros_like(logprobs))
+        return policy_loss(scores, batch, **CLIP, objective=objective)[0]
+
+    want = reference_slope(batch, np.asarray(logprobs, np.float64), objective)
+    np.testing.assert_allclose(np.asarray(jax.grad(loss)(logprobs)), want, rtol=1e-4, atol=1e-6)
+    others = {"clip", "tis", "cispo", "gspo"} - {objective}
+    for other in others:
+        unlike = reference_slope(batch, np.asarray(logprobs, np.float64), other)
+        assert np.abs(unlike - want).max() > 1e-3, other
+
+
+def test_a_gspo_ratio_is_one_over_devices_that_share_a_row(rng):
+    batch = packed_rows(rng)
+    logprobs = jnp.asarray(rng.normal(-1, 0.6, batch.shares.shape), jnp.float32)
+
+    def run(batch, logprobs):
+        scores = Scores(logprobs, jnp.zeros_like(logprobs))
+        return policy_loss(scores, batch, **CLIP, objective="gspo")
+
+    whole = jax.device_get(jax.jit(run)(batch, logprobs))
+    for fsdp, sp in ((2, 2), (1, 4), (4, 1)):
+        mesh = make_mesh(jax.devices(), fsdp=fsdp, sp=sp, tp=1)
+        by = NamedSharding(mesh, row_spec(mesh))
+        with jax.set_mesh(mesh):
+            split = jax.device_get(jax.jit(run)(*jax.device_put((batch, logprobs), by)))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), split, whole)

@@ -39,7 +39,8 @@ class Requests:
 class Rows:
     """What every trainer is given: rows of one sequence each."""
 
-    tokens: Int32[np.ndarray, "B T+1"]
+    tokens: Int32[np.ndarray, "B T1"]
+    """Of [B T + 1]: the first of a row is never predicted."""
     logprobs: Float32[np.ndarray, "B T"]
     """What the policy said of tokens[:, 1:] when it drew them."""
     advantages: Float32[np.ndarray, "B T"]
