@@ -58,13 +58,16 @@ def train_batch(
 ) -> dict[str, float]:
     """All optimizer steps of a batch; their metrics, averaged. Waits for the last one.
 
-    `tell(kind, message)` hears of updates skipped and of alarms; completions to blame are appended
+    `tell(kind, message)` hears of updates skipped and of alarms; completions to blame are written
     to `skipped_updates.jsonl` in `folder`.
     """
     steps = trainer.step(batch)
     skipped = [number for number, stats in enumerate(steps) if not bool(stats.is_finite)]
-    for number in skipped:
-        tell("update", _on_the_record(trainer, batch, number, folder))
+    blamed = [trainer.culprits(batch.minibatches[number]) for number in skipped]
+    if skipped and folder is not None:
+        _write_down(batch, [name for names in blamed for name in names], folder / FILE)
+    for names in blamed:
+        tell("update", _told(batch, names))
     values = [stats.values() for n, stats in enumerate(steps) if n not in skipped]
     averages = {
         name: float(np.mean([of_step[name] for of_step in values])) for name in dict(*values[:1])
@@ -75,16 +78,20 @@ def train_batch(
     return {**averages, "update/skipped": float(len(skipped))}
 
 
-def _on_the_record(trainer: Trainer, batch: Batch, number: int, folder: Path | None) -> str:
-    """Find who made a minibatch's update not finite, and write it down."""
-    names = trainer.culprits(batch.minibatches[number])
+def _write_down(batch: Batch, names: list[tuple[int, int]], path: Path) -> None:
+    """Add the completions to the file. Rows that a run wrote past the checkpoint from which it now
+    goes on are dropped: this update, and those after it, are made again."""
     completions = {(c.group, c.index): c for group in batch.groups for c in group.completions}
     problems = {group.prompt.group: group.prompt.problem.id for group in batch.groups}
-    if folder is not None:
-        with (folder / FILE).open("a", encoding="utf-8") as file:
-            for name in names:
-                row = _row(batch.version + 1, problems[name[0]], completions[name])
-                file.write(json.dumps(row) + "\n")
+    update = batch.version + 1
+    before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in before if json.loads(line)["update"] < update]
+    rows = [json.dumps(_row(update, problems[name[0]], completions[name])) for name in names]
+    path.write_text("".join(f"{line}\n" for line in (*kept, *rows)), encoding="utf-8")
+
+
+def _told(batch: Batch, names: list[tuple[int, int]]) -> str:
+    problems = {group.prompt.group: group.prompt.problem.id for group in batch.groups}
     who = ", ".join(f"{group}/{index} (problem {problems[group]})" for group, index in names[:5])
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     blame = f"completion {who}{more}" if names else "no completion by itself"

@@ -146,6 +146,19 @@ def test_it_is_told_written_down_and_training_goes_on(trainer, tmp_path):
     assert values["update/skipped"] == 0 and len(told) == 1
 
 
+def test_an_update_made_again_is_written_down_once(trainer, tmp_path):
+    def play(version, bad):
+        batch = replace(batch_of(bad=bad), version=version)
+        train_batch(trainer(), batch, tell=lambda *said: None, folder=tmp_path)
+        lines = (tmp_path / FILE).read_text().splitlines()
+        return [(row["update"], row["group"]) for row in map(json.loads, lines)]
+
+    assert play(3, [(0, 0, np.nan)]) == [(4, 0)]
+    assert play(6, [(1, 0, np.nan), (2, 0, np.nan)]) == [(4, 0), (7, 1), (7, 2)]
+    # The run went back to the checkpoint of update 5.
+    assert play(5, [(3, 1, np.nan)]) == [(4, 0), (6, 3)]
+
+
 def test_a_batch_of_which_nothing_is_finite_still_reports(trainer, tmp_path):
     policy = trainer()
     bad = [(0, 0, np.nan), (3, 0, np.nan)]
