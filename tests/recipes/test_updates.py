@@ -1,6 +1,7 @@
 """An update that is not finite changes nothing, says whose fault it was, and the next counts."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
