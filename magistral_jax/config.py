@@ -184,6 +184,11 @@ class TrainerConfig:
     """AdamW's rate after warm-up; constant, as in the paper's ablations."""
     warmup_steps: int = 0
     """Optimizer steps over which the rate rises linearly from 0."""
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    """Adafactor keeps a row and a column of second moments for a matrix, and no first: next to no
+    memory."""
+    moment_dtype: DType = "float32"
+    """AdamW's first moment; bfloat16 halves it."""
     beta1: float = 0.9
     """AdamW's decay of the first moment."""
     beta2: float = 0.95

@@ -305,6 +305,11 @@ def _objective_rules(c: RunConfig) -> list[Rule]:
     t = c.trainer
     return [
         (
+            t.optimizer == "adafactor" and t.moment_dtype != "float32",
+            f'trainer.optimizer is "adafactor" and trainer.moment_dtype is "{t.moment_dtype}": it '
+            'has no first moment. Set trainer.moment_dtype = "float32".',
+        ),
+        (
             t.objective == "tis" and c.batch.minibatch not in (0, c.batch.completions),
             f'trainer.objective is "tis" and batch.minibatch is {c.batch.minibatch}: it weighs by '
             "the policy before the batch, and after one step that is another. Set it to 0.",

@@ -1,5 +1,6 @@
-"""AdamW by optax, with global-norm clipping and a linear warm-up to a constant rate."""
+"""AdamW or Adafactor by optax, with clipping by global norm and a warm-up to a constant rate."""
 
+import jax.numpy as jnp
 import optax
 
 from magistral_jax.config import TrainerConfig
@@ -10,6 +11,16 @@ def make_optimizer(config: TrainerConfig) -> optax.GradientTransformation:
     rate: optax.ScalarOrSchedule = config.learning_rate
     if config.warmup_steps:
         rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+    if config.optimizer == "adafactor":
+        # Without its own scaling by the weights' size, so that the rate means what AdamW's means.
+        return optax.chain(
+            optax.clip_by_global_norm(config.max_grad_norm),
+            optax.adafactor(
+                rate,
+                multiply_by_parameter_scale=False,
+                weight_decay_rate=config.weight_decay or None,
+            ),
+        )
     return chain(
         rate,
         beta1=config.beta1,
@@ -17,6 +28,7 @@ def make_optimizer(config: TrainerConfig) -> optax.GradientTransformation:
         eps=config.adam_eps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
+        moment_dtype=jnp.dtype(config.moment_dtype),
     )
 
 
@@ -28,8 +40,11 @@ def chain(
     eps: float,
     weight_decay: float,
     max_grad_norm: float,
+    moment_dtype: jnp.dtype | None = None,
 ) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(max_grad_norm),
-        optax.adamw(rate, b1=beta1, b2=beta2, eps=eps, weight_decay=weight_decay),
+        optax.adamw(
+            rate, b1=beta1, b2=beta2, eps=eps, weight_decay=weight_decay, mu_dtype=moment_dtype
+        ),
     )

@@ -100,6 +100,22 @@ def test_the_mesh_does_not_change_the_update(arch, host_params, groups, expected
     assert {s.data.shape for s in wq.addressable_shards} == {(2, 8 // fsdp, 8 // tp, 4)}
 
 
+@pytest.mark.parametrize(
+    "options", [{"optimizer": "adafactor"}, {"moment_dtype": "bfloat16"}], ids=str
+)
+def test_nor_does_it_with_other_optimizers(arch, host_params, groups, options):
+    """Factors of second moments are split as their matrices are, or whole."""
+    config = replace(CONFIG, **options)
+    one, other = (
+        updated(made(arch, host_params, mesh, make_optimizer(config)), packed(groups))
+        for mesh in ((1, 1, 1), (2, 1, 2))
+    )
+    # A bf16 moment may round to the other side.
+    loose = partial(np.testing.assert_allclose, rtol=1e-2, atol=1e-4)
+    jax.tree.map(loose, one[0].optimizer, other[0].optimizer)
+    jax.tree.map(close, one[0].params, other[0].params)
+
+
 OPTIONS = [
     {"remat": False},
     {"unroll": True},

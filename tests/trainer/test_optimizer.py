@@ -61,3 +61,44 @@ def test_the_rate_rises_linearly_from_zero_and_stays(warmup_steps, rates):
     steps = -np.diff([START, *seen], axis=0)
     want = 0.25 * np.outer(rates, [1, 1, -1, 1])
     np.testing.assert_allclose(steps, want, atol=1e-5)
+
+
+def moments(state):
+    return [x for x in jax.tree.leaves(state) if x.ndim > 0]
+
+
+def test_a_first_moment_in_bfloat16_takes_half_and_steers_alike(rng):
+    gradients = rng.normal(size=(6, 4))
+    whole, half = (
+        TrainerConfig(learning_rate=0.1, moment_dtype=dtype) for dtype in ("float32", "bfloat16")
+    )
+    params = {"w": jnp.ones((64, 64))}
+    sizes = [
+        sum(x.nbytes for x in moments(make_optimizer(config).init(params)))
+        for config in (whole, half)
+    ]
+    assert sizes == [2 * 64 * 64 * 4, 64 * 64 * (2 + 4)]
+    found = updates(whole, gradients), updates(half, gradients)
+    np.testing.assert_allclose(*found, rtol=0, atol=5e-3)
+    assert (found[0][-1] != found[1][-1]).any()
+
+
+def test_adafactor_keeps_rows_and_columns():
+    config = TrainerConfig(learning_rate=0.1, optimizer="adafactor")
+    state = make_optimizer(config).init({"w": jnp.ones((256, 512)), "gain": jnp.ones(256)})
+    assert sum(x.size for x in moments(state)) < 2 * (256 + 512 + 256)
+
+
+def test_adafactor_goes_down_hill():
+    config = TrainerConfig(learning_rate=0.05, optimizer="adafactor")
+    optimizer, params = (
+        make_optimizer(config),
+        {"w": jnp.linspace(-1, 1, 256 * 128).reshape(256, 128)},
+    )
+    state, losses = optimizer.init(params), []
+    for _ in range(20):
+        with jax.numpy_dtype_promotion("standard"):
+            change, state = optimizer.update({"w": 2 * params["w"]}, state, params)
+        params = optax.apply_updates(params, change)
+        losses.append(float(jnp.sum(params["w"] ** 2)))
+    assert losses[:10] == sorted(losses[:10], reverse=True) and losses[-1] < losses[0] / 100
