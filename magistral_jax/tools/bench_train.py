@@ -12,7 +12,6 @@ Axes: B rows, T tokens in a row.
 import os
 import statistics
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -308,9 +307,12 @@ def peak_bytes() -> float | None:
 
 def shapes(text: str) -> tuple[tuple[int, int], ...]:
     """ "256x16,1024x8": tokens in a row, by rows."""
-    found: Sequence[tuple[int, ...]] = [
-        tuple(int(number) for number in word.split("x")) for word in text.split(",")
-    ]
-    if any(len(pair) != 2 or min(pair) < 1 for pair in found):
-        raise ValueError(text)
-    return tuple((pair[0], pair[1]) for pair in found)
+    found: list[tuple[int, int]] = []
+    for word in text.split(","):
+        tokens, _, rows = word.partition("x")
+        if not (tokens.isdecimal() and rows.isdecimal() and int(tokens) and int(rows)):
+            raise UserError(
+                f"--rows is {text!r}; it must be tokens in a row x rows, such as 256x16,1024x8."
+            )
+        found.append((int(tokens), int(rows)))
+    return tuple(found)

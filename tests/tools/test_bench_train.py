@@ -112,8 +112,8 @@ def test_flops_are_held_against_the_rate_of_the_products():
 
 def test_shapes_are_read_from_words():
     assert shapes("256x16,1024x8") == ((256, 16), (1024, 8))
-    for text in ("256", "256x", "0x4", "2x3x4"):
-        with pytest.raises(ValueError):
+    for text in ("256", "256x", "0x4", "2x3x4", "ax2", ""):
+        with pytest.raises(UserError, match=f"--rows is '{text}'"):
             shapes(text)
 
 
