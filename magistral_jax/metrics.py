@@ -52,7 +52,7 @@ GLOSSARY: dict[str, str] = {
     "policy/log_ratio": "Mean trainer minus sampler log-prob of the trained tokens, in nats.",
     "policy/log_ratio_abs_max": "Largest |trainer minus sampler log-prob| of a trained token.",
     "generator/preempted": "Sequences that gave their pages to older ones, to go on later.",
-    "generator/cache_used": "Share of the generator's cache that is taken.",
+    "generator/cache_used": "Mean share of the generator's cache that is taken.",
     "update/skipped": "Optimizer steps skipped, since loss or gradient was not finite.",
     "policy/grad_norm": "Global norm of the gradient before it is clipped.",
     "policy/spans_mean": "Mean number of weight versions that sampled one completion.",

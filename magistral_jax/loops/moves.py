@@ -91,7 +91,7 @@ class Generation:
         rooms.tally.add("decode_steps", steps)
         rooms.tally.add("tokens", sampled)
         rooms.tally.add("generator/preempted", preempted)
-        rooms.tally.note("generator/cache_used", generator.cache_used)
+        rooms.tally.add("cache_steps", steps * generator.cache_used)
         return [self._hand_over(completion) for completion in finished]
 
     def swap(self, snapshot: Snapshot) -> None:
@@ -261,6 +261,9 @@ def plain_picture(rooms: Rooms) -> Picture:
 def report(rooms: Rooms, step: int, picture: Picture) -> None:
     """Turn what was counted since the last update into its row of metrics."""
     values = {**group_metrics(picture.groups), **picture.sums, **picture.latest}
+    used, steps = values.pop("cache_steps", 0.0), values.get("decode_steps", 0.0)
+    if steps > 0:
+        values["generator/cache_used"] = used / steps
     rooms.on_step(step, values, picture.groups, picture.frontier)
 
 
