@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from magistral_jax.config import DType, RunConfig
 from magistral_jax.settings import dotted_fields, dump, load, parse_overrides
@@ -261,16 +261,11 @@ def bench_command(config: RunConfig, options: argparse.Namespace) -> int:
         from magistral_jax.tools.bench_decode import Asked, bench_decode
 
         asked = Asked(
-            model=options.model or config.model.source,
             concurrency=options.concurrency,
             prompt_tokens=options.prompt_tokens,
             new_tokens=options.new_tokens,
-            dtypes=options.dtype,
             lengths=options.lengths,
-            threads=options.threads or len(os.sched_getaffinity(0)),
-            peers=tuple(options.peer),
-            peer_python=options.peer_python,
-            repeats=options.repeats,
+            **_asked_of_both(config, options),
         )
         return bench_decode(config, asked, json_path=options.json)
     if str(options.config) == "train":
@@ -284,17 +279,24 @@ def _bench_train(config: RunConfig, options: argparse.Namespace) -> int:
     from magistral_jax.tools.bench_train import Asked, bench_train, shapes
 
     asked = Asked(
-        model=options.model or config.model.source,
         rows=shapes(options.rows),
         microbatch_tokens=options.microbatch_tokens,
-        dtypes=options.dtype,
         remat=options.remat,
-        threads=options.threads or len(os.sched_getaffinity(0)),
-        peers=tuple(options.peer),
-        peer_python=options.peer_python,
-        repeats=options.repeats,
+        **_asked_of_both(config, options),
     )
     return bench_train(config, asked, json_path=options.json)
+
+
+def _asked_of_both(config: RunConfig, options: argparse.Namespace) -> dict[str, Any]:
+    """What `bench decode` and `bench train` alike are asked."""
+    return {
+        "model": options.model or config.model.source,
+        "dtypes": options.dtype,
+        "threads": options.threads or len(os.sched_getaffinity(0)),
+        "peers": tuple(options.peer),
+        "peer_python": options.peer_python,
+        "repeats": options.repeats,
+    }
 
 
 def chaos_command(config: RunConfig, options: argparse.Namespace) -> int:

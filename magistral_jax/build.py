@@ -213,7 +213,7 @@ class Run:
 
     @cached_property
     def _probe_engine(self) -> Engine:
-        return self.engine(PROBE_PROMPTS, PROBE_PROMPTS * self.config.sequence_pages)
+        return self.engine(PROBE_PROMPTS, self.config.pages_for(PROBE_PROMPTS))
 
     def scheduler(
         self, snapshot: Snapshot, *, engine: Engine, stream: int, sampler: Sampler, **options: Any

@@ -59,7 +59,6 @@ class MeshConfig:
     """Trainer devices over which heads, feed-forward and vocabulary are split."""
     generator_tp: int = 1
     """Generator devices over which heads, feed-forward and vocabulary are split."""
-
     generator_engines: int = 1
     """Engines that decode side by side, each on generator_tp devices, with an equal share of
     generator.in_flight and with generator.pages of its own."""
@@ -328,9 +327,12 @@ class RunConfig:
 
     @property
     def sequence_pages(self) -> int:
-        """Pages of the longest sequence; 0 where the cache has none."""
-        each = -(-self.sequence_tokens // self.generator.page_tokens)
-        return each if self.generator.pages else 0
+        """Pages that the longest sequence fills, where the cache has pages."""
+        return -(-self.sequence_tokens // max(self.generator.page_tokens, 1))
+
+    def pages_for(self, sequences: int) -> int:
+        """Pages of a cache like the run's for so many sequences; 0 where the run's has none."""
+        return sequences * self.sequence_pages if self.generator.pages else 0
 
     @property
     def prefill_tokens(self) -> int:

@@ -116,7 +116,7 @@ def _positive(c: RunConfig) -> list[Rule]:
 
 def _generator_rules(c: RunConfig) -> list[Rule]:
     g = c.generator
-    longest = -(-c.sequence_tokens // max(g.page_tokens, 1))
+    longest = c.sequence_pages
     return [
         (
             0 < g.pages < longest,

@@ -32,7 +32,7 @@ from magistral_jax.generator.programs import (
 from magistral_jax.generator.result import ResultTokens
 from magistral_jax.generator.sampling import Sampler
 from magistral_jax.model.attention import Kernels
-from magistral_jax.model.cache import Cache, LayerCache, empty_cache, layer_shardings, widen
+from magistral_jax.model.cache import BY_HEAD, Cache, LayerCache, empty_cache, widen
 from magistral_jax.model.pages import Table, empty_pages
 from magistral_jax.model.params import Architecture, Params
 
@@ -89,7 +89,8 @@ class Engine:
 
     def get_prefix_destination_sharding(self) -> Any:
         """Where each array of a `Prefix` belongs: heads split as in the cache."""
-        layer = LayerCache(*layer_shardings(self.mesh))
+        by_head: Any = NamedSharding(self.mesh, BY_HEAD)
+        layer = LayerCache(by_head, by_head)
         return Prefix((layer,) * self.arch.layers, *[NamedSharding(self.mesh, P())] * 3)  # pyright: ignore
 
     def bucket(self, length: int) -> int:
@@ -106,6 +107,10 @@ class Engine:
             # 2^k -> 3 x 2^(k-1) -> 2^(k+1)
             size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
         return (*sizes, self.max_prefill_length)
+
+    def pages_of(self, tokens: int) -> int:
+        """Pages that so many tokens fill."""
+        return -(-tokens // self.page_tokens)
 
     def pad(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens padded to their bucket. The padding is masked, so its value is of no effect."""
@@ -272,7 +277,7 @@ class Engine:
         room, table = self.max_prefill_length, None
         with jax.set_mesh(self.mesh):
             if self.pages:
-                nowhere = np.full((slots, -(-room // self.page_tokens)), self.pages, np.int32)
+                nowhere = np.full((slots, self.pages_of(room)), self.pages, np.int32)
                 table = Table(self.replicated(nowhere), self.replicated(zeros.copy()))
                 cache = self._empty_pages()
             else:
@@ -316,7 +321,7 @@ class Engine:
         program for all prefixes of a size."""
         none = np.full(0, self.pages, np.int32)
         prompt, rest, own = places or (none, np.int32(0), none)
-        most = -(-prefix_tokens // self.page_tokens)
+        most = self.pages_of(prefix_tokens)
         prompt, own = (
             np.pad(x, (0, size - len(x)), constant_values=self.pages).astype(np.int32)
             for x, size in ((prompt, most), (own, slots))

@@ -12,13 +12,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from magistral_jax.generator.answers import generate
+from magistral_jax.generator.answers import Answers
 from magistral_jax.generator.engine import Engine
 from magistral_jax.generator.scheduler import Scheduler
 from magistral_jax.types import Completion, Draft, InFlight, Prompt, Snapshot, Waiting
 
 
-class Fleet:
+class Fleet(Answers):
     """Schedulers that look like one."""
 
     def __init__(self, members: Sequence[Scheduler], snapshot: Snapshot) -> None:
@@ -117,15 +117,6 @@ class Fleet:
     def cancel(self, group: int) -> None:
         for member in self._members:
             member.cancel(group)
-
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        count: int | None = None,
-        on_step: Callable[[int], None] | None = None,
-    ) -> list[tuple[Completion, ...]]:
-        return generate(self, prompts, count=count, on_step=on_step)
 
 
 def part_of(snapshot: Snapshot, mesh: Mesh) -> Snapshot:

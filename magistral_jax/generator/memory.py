@@ -72,8 +72,8 @@ class PageMemory(SlotMemory):
 
     def __init__(self, engine: Engine) -> None:
         self.count, self.size = engine.pages, engine.page_tokens
-        self._longest = engine.max_prefill_length
-        slots, width = engine.max_concurrent_decodes, self.pages_of(self._longest)
+        self._longest, self._pages_of = engine.max_prefill_length, engine.pages_of
+        slots, width = engine.max_concurrent_decodes, self._pages_of(self._longest)
         assert self.count >= width, (self.count, width)
         self._free = deque(range(self.count))
         self._uses = np.zeros(self.count, np.int32)
@@ -97,14 +97,11 @@ class PageMemory(SlotMemory):
     def used(self) -> float:
         return 1 - len(self._free) / self.count
 
-    def pages_of(self, tokens: int) -> int:
-        return -(-tokens // self.size)
-
     def spare(self) -> int:
         if not self._prompt_tokens:
             return 2**30
         length = round(float(np.mean(self._prompt_tokens)))
-        each = self.pages_of(self._hoped_for(length, self._longest - length))
+        each = self._pages_of(self._hoped_for(length, self._longest - length))
         return max(self._not_promised // each, 0 if self._pages else 1)
 
     def most(self, group: int | None, length: int, limit: int) -> int:
@@ -113,12 +110,12 @@ class PageMemory(SlotMemory):
             self.let_go()
         full = length // self.size
         prompt = 0 if group in self._prompts else full
-        each = max(1, self.pages_of(self._hoped_for(length, limit)) - full)
+        each = max(1, self._pages_of(self._hoped_for(length, limit)) - full)
         return max((self._not_promised - prompt) // each, 0 if self._pages else 1)
 
     def begin(self, slots: Sequence[int], group: int | None, length: int, limit: int) -> Places:
         full, has_rest = divmod(length, self.size)
-        prompt = np.full(self.pages_of(length), self.count, np.int32)
+        prompt = np.full(self._pages_of(length), self.count, np.int32)
         if group is None:
             assert len(slots) == 1, slots
             self._pages[slots[0]] = self._take(len(prompt))
@@ -152,7 +149,7 @@ class PageMemory(SlotMemory):
         return next(reversed(self._pages))
 
     def grow(self, slot: int, length: int) -> bool:
-        missing = self.pages_of(min(length, self._longest)) - len(self._pages[slot])
+        missing = self._pages_of(min(length, self._longest)) - len(self._pages[slot])
         if missing > len(self._free):
             self.let_go()
         if missing > len(self._free):
@@ -188,7 +185,7 @@ class PageMemory(SlotMemory):
     def _not_promised(self) -> int:
         """Free pages that no sequence in flight is expected to need."""
         promised = sum(
-            max(0, self.pages_of(tokens) - len(self._pages[slot]))
+            max(0, self._pages_of(tokens) - len(self._pages[slot]))
             for slot, tokens in self._hoped.items()
         )
         return len(self._free) - promised

@@ -194,8 +194,7 @@ def generate(
     if state.table is None:
         attend = attend_cached(state.lengths)
     else:
-        in_8_bits = state.cache[0].scales is not None
-        attend = attend_paged(state.table, state.lengths, in_8_bits=in_8_bits, kernels=kernels)
+        attend = attend_paged(state.table, state.lengths, kernels=kernels)
     hidden, cache = transform(
         params,
         arch,

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Array, Int32, Key
 
-from magistral_jax.generator.answers import generate
+from magistral_jax.generator.answers import Answers
 from magistral_jax.generator.engine import Engine
 from magistral_jax.generator.memory import memory_of
 from magistral_jax.generator.prefilling import Prefiller
@@ -40,7 +40,7 @@ from magistral_jax.types import (
 )
 
 
-class Scheduler:
+class Scheduler(Answers):
     """Slots and a queue of requests over one engine and one decode state."""
 
     def __init__(
@@ -222,15 +222,6 @@ class Scheduler:
                 self._vacate(number)
         self.memory.let_go(group)
         self._deactivate()
-
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        count: int | None = None,
-        on_step: Callable[[int], None] | None = None,
-    ) -> list[tuple[Completion, ...]]:
-        return generate(self, prompts, count=count, on_step=on_step)
 
     def _fill(self) -> None:
         """Give free slots to sequences begun elsewhere, then to the oldest requests."""

@@ -21,8 +21,8 @@ from magistral_jax.model.attention import cached_attention, grouped_attention
 from magistral_jax.model.params import Architecture
 from magistral_jax.model.transformer import Attend
 
-KEY_SPEC: Any = P(None, "tp", None, None)
-VALUE_SPEC: Any = P(None, "tp", None, None)
+BY_HEAD: Any = P(None, "tp")
+"""Where all that is cached lives, in slots or in pages: the second axis is the heads'."""
 
 
 class LayerCache(NamedTuple):
@@ -53,13 +53,7 @@ def _empty_program(
             for _ in range(arch.layers)
         )
 
-    layer = LayerCache(*layer_shardings(mesh))
-    return jax.jit(make, out_shardings=(layer,) * arch.layers)
-
-
-def layer_shardings(mesh: Mesh) -> tuple[Any, Any]:
-    """Where the keys and the values of one layer live: heads split over "tp"."""
-    return NamedSharding(mesh, KEY_SPEC), NamedSharding(mesh, VALUE_SPEC)
+    return jax.jit(make, out_shardings=NamedSharding(mesh, BY_HEAD))
 
 
 def attend_cached(lengths: Int[Array, " B"]) -> Attend:
@@ -79,13 +73,13 @@ def attend_cached(lengths: Int[Array, " B"]) -> Attend:
     return per_head(local, lengths)
 
 
-def per_head(local: Callable[..., tuple[Array, Any]], places: Any, specs: Any = None) -> Attend:
-    """`local` on each device's heads; `specs` are those of the layer's state."""
+def per_head(local: Callable[..., tuple[Array, Any]], places: Any) -> Attend:
+    """`local` on each device's heads."""
 
     def attend(state: Any, q: Array, k: Array, v: Array, window: int | None) -> tuple[Array, Any]:
         sharded = jax.shard_map(
             partial(local, window=window),
-            out_specs=(P(None, None, "tp", None), specs or LayerCache(KEY_SPEC, VALUE_SPEC)),
+            out_specs=(P(None, None, "tp", None), BY_HEAD),
             check_vma=False,
         )
         return sharded(state, q, k, v, places)
@@ -139,5 +133,4 @@ def insert_prefix(
             for layer, new in zip(cache, prefix, strict=True)
         )
 
-    specs = (LayerCache(KEY_SPEC, VALUE_SPEC),) * len(cache)
-    return jax.shard_map(local, out_specs=specs, check_vma=False)(cache, prefix, slots)
+    return jax.shard_map(local, out_specs=BY_HEAD, check_vma=False)(cache, prefix, slots)

@@ -18,17 +18,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import P
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int, Shaped
 
 from magistral_jax.model.attention import Kernels, cached_attention
-from magistral_jax.model.cache import Cache, per_head, widen
-from magistral_jax.model.kernels import paged_decode
+from magistral_jax.model.cache import BY_HEAD, Cache, per_head, widen
 from magistral_jax.model.params import Architecture
 from magistral_jax.model.transformer import Attend
-
-BY_HEAD: Any = P(None, "tp", None, None)
 
 
 class Scales(NamedTuple):
@@ -78,27 +74,19 @@ def empty_pages(
         scales = Scales(*(jnp.zeros(flat, jnp.float32) for _ in "kv")) if in_8_bits else None
         return LayerPages(k, jnp.zeros(last, held), scales)
 
-    places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs_of(in_8_bits=in_8_bits))
     return jax.jit(
-        lambda: tuple(layer() for _ in range(arch.layers)), out_shardings=(places,) * arch.layers
+        lambda: tuple(layer() for _ in range(arch.layers)),
+        out_shardings=NamedSharding(mesh, BY_HEAD),
     )
 
 
-def specs_of(*, in_8_bits: bool) -> LayerPages:
-    """Heads split over "tp"."""
-    by_head: Any = P(None, "tp", None)
-    return LayerPages(BY_HEAD, BY_HEAD, Scales(by_head, by_head) if in_8_bits else None)
-
-
-def attend_paged(
-    table: Table, lengths: Int[Array, " B"], *, in_8_bits: bool, kernels: Kernels | None
-) -> Attend:
+def attend_paged(table: Table, lengths: Int[Array, " B"], *, kernels: Kernels | None) -> Attend:
     """Write one token per slot at position `lengths`, then attend to all tokens up to it."""
-    assert not (in_8_bits and kernels), "the kernels read no 8-bit pages"
 
     def local(
         layer: LayerPages, q: Array, k: Array, v: Array, places: Any, *, window: int | None
     ) -> tuple[Array, LayerPages]:
+        assert not (layer.scales and kernels), "the kernels read no 8-bit pages"
         table, lengths = places
         P_, K, page, H = layer.v.shape
         n = table.pages.shape[1]
@@ -108,6 +96,8 @@ def attend_paged(
         number = jnp.where(lengths < table.shared, P_, number)
         layer = _written(layer, number, lengths % page, k[:, 0], v[:, 0], keys_last=bool(kernels))
         if kernels:
+            from magistral_jax.model.kernels import paged_decode  # as in `packed_attention`
+
             # An idle slot has no page, and reads one that is there.
             pages = jnp.minimum(table.pages, P_ - 1)
             out = paged_decode(
@@ -130,7 +120,7 @@ def attend_paged(
         values = v_BnKpH.transpose(0, 2, 1, 3, 4).reshape(-1, K, n * page, H)
         return cached_attention(q[:, 0], keys, values, lengths + 1, window)[:, None], layer
 
-    return per_head(local, (table, lengths), specs_of(in_8_bits=in_8_bits))
+    return per_head(local, (table, lengths))
 
 
 def _written(
@@ -197,5 +187,4 @@ def insert_pages(
             layers.append(LayerPages(put(layer.k, k), put(layer.v, v_mKpH), scales))
         return tuple(layers)
 
-    specs = (specs_of(in_8_bits=pool[0].scales is not None),) * len(pool)
-    return jax.shard_map(local, out_specs=specs, check_vma=False)(pool, prefix, prompt, rest, own)
+    return jax.shard_map(local, out_specs=BY_HEAD, check_vma=False)(pool, prefix, prompt, rest, own)

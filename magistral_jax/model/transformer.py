@@ -20,7 +20,6 @@ from jaxtyping import Array, Float, Int
 
 from magistral_jax.model.attention import Kernels, grouped_attention, packed_mask
 from magistral_jax.model.blocked import blocked_attention
-from magistral_jax.model.kernels import packed_prefill
 from magistral_jax.model.params import Architecture, Params
 from magistral_jax.model.rope import Rope, rope, rotate
 
@@ -282,6 +281,9 @@ def packed_attention(
     kernels: Kernels,
 ) -> Float[Array, "B T N H"]:
     """Attention within each packed completion by a kernel, on each device's rows and heads."""
+    # Here, since Pallas adds a seventh of a second to every start.
+    from magistral_jax.model.kernels import packed_prefill
+
     surplus = -q.shape[1] % 128 if kernels.platform == "tpu" else 0
 
     def local(q: Array, k: Array, v: Array, segments: Array) -> Array:

@@ -6,13 +6,14 @@ that compiles is never timed.
 Axes: B slots.
 """
 
+import os
 import statistics
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from jaxtyping import Array, Float
 
 from magistral_jax.arrays import Batch
 from magistral_jax.build import SAMPLING, Run
-from magistral_jax.config import RunConfig
+from magistral_jax.config import DType, RunConfig
 from magistral_jax.console import Console, table
 from magistral_jax.generator.engine import Engine
 from magistral_jax.generator.programs import DecodeState
@@ -35,6 +36,7 @@ from magistral_jax.types import (
     Problem,
     Prompt,
     Snapshot,
+    UserError,
     Verdict,
     VersionSpan,
 )
@@ -43,6 +45,7 @@ COLUMNS = ("what", "median", "min", "max", "unit", "runs")
 # Time for the runs of one number, unless the fewest that make a median need more.
 BUDGET_S = 1.0
 FEWEST_RUNS, MOST_RUNS = 3, 50
+DTYPES: dict[str, DType] = {"bf16": "bfloat16", "f32": "float32"}
 CPU_MATMUL, ACCELERATOR_MATMUL = 1024, 8192
 
 
@@ -81,6 +84,46 @@ def bench(config: RunConfig, *, json_path: Path | None) -> int:
     )
     table(title, COLUMNS, rows, json_path)
     return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the command line asks of a bench that has peers."""
+
+    known_peers: ClassVar[Collection[str]] = ()
+    model: str
+    dtypes: tuple[str, ...]
+    threads: int
+    peers: tuple[str, ...]
+    peer_python: str
+    repeats: int
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What must be at least 1, by option."""
+        return {"--repeats": self.repeats, "--threads": self.threads}
+
+    def __post_init__(self) -> None:
+        for name, given, known in (
+            ("--dtype", self.dtypes, DTYPES),
+            ("--peer", self.peers, self.known_peers),
+        ):
+            unknown = [word for word in given if word not in known]
+            if unknown:
+                raise UserError(f"{name} is {unknown[0]!r}; it must be among {', '.join(known)}.")
+        for name, count in self.counts.items():
+            if count < 1:
+                raise UserError(f"{name} is {count}; it must be at least 1.")
+
+
+def use_threads(count: int) -> None:
+    """Keep this process, and those it starts, to so many processors. Before jax has a backend."""
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    there = sorted(os.sched_getaffinity(0))
+    if count > len(there):
+        raise UserError(f"--threads is {count}, and this process may use {len(there)} processors.")
+    os.sched_setaffinity(0, set(there[:count]))
 
 
 def timed(call: Callable[[], Any]) -> list[float]:

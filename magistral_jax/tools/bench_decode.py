@@ -7,7 +7,6 @@ accelerator, the time to read the weights and the cache once at the bandwidth me
 Axes: B slots.
 """
 
-import os
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -29,12 +28,18 @@ from magistral_jax.generator.sampling import Sampler
 from magistral_jax.generator.scheduler import Scheduler
 from magistral_jax.model.params import Params
 from magistral_jax.model.sources import resolve
-from magistral_jax.tools.bench import WatchedEngine, products_seconds, timed
+from magistral_jax.tools import bench
+from magistral_jax.tools.bench import (
+    DTYPES,
+    WatchedEngine,
+    products_seconds,
+    timed,
+    use_threads,
+)
 from magistral_jax.tools.export import write_model
 from magistral_jax.tools.peers.common import PEERS, Requests, measure_peer
-from magistral_jax.types import Problem, Prompt, Snapshot, UserError
+from magistral_jax.types import Problem, Prompt, Snapshot
 
-DTYPES: dict[str, DType] = {"bf16": "bfloat16", "f32": "float32"}
 COLUMNS = (
     "who", "dtype", "at once", "tokens/s", "min", "max", "ms/step", "host %", "of ceiling %",
     "occupancy %", "ours/peer",
@@ -45,36 +50,19 @@ SKEWED_SIGMA = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Asked(bench.Asked):
     """What the command line asks for."""
 
-    model: str
+    known_peers = PEERS
     concurrency: tuple[int, ...]
     prompt_tokens: int
     new_tokens: int
-    dtypes: tuple[str, ...]
     lengths: Literal["equal", "skewed"]
-    threads: int
-    peers: tuple[str, ...]
-    peer_python: str
-    repeats: int
 
-    def __post_init__(self) -> None:
-        for name, given, known in (
-            ("--dtype", self.dtypes, DTYPES),
-            ("--peer", self.peers, PEERS),
-        ):
-            unknown = [word for word in given if word not in known]
-            if unknown:
-                raise UserError(f"{name} is {unknown[0]!r}; it must be among {', '.join(known)}.")
-        for name, count in (
-            ("--prompt-tokens", self.prompt_tokens),
-            ("--new-tokens", self.new_tokens),
-            ("--repeats", self.repeats),
-            ("--threads", self.threads),
-        ):
-            if count < 1:
-                raise UserError(f"{name} is {count}; it must be at least 1.")
+    @property
+    def counts(self) -> dict[str, int]:
+        own = {"--prompt-tokens": self.prompt_tokens, "--new-tokens": self.new_tokens}
+        return {**own, **super().counts}
 
 
 @dataclass(kw_only=True)
@@ -154,16 +142,6 @@ def bench_decode(config: RunConfig, asked: Asked, *, json_path: Path | None) -> 
     )
     table(title, COLUMNS, [m.cells() for m in found], json_path)
     return 0
-
-
-def use_threads(count: int) -> None:
-    """Keep this process, and those it starts, to so many processors. Before jax has a backend."""
-    if not hasattr(os, "sched_setaffinity"):
-        return
-    there = sorted(os.sched_getaffinity(0))
-    if count > len(there):
-        raise UserError(f"--threads is {count}, and this process may use {len(there)} processors.")
-    os.sched_setaffinity(0, set(there[:count]))
 
 
 def run_of(config: RunConfig, asked: Asked, dtype: DType) -> Run:

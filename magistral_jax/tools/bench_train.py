@@ -31,8 +31,8 @@ from magistral_jax.console import Console, table
 from magistral_jax.model.params import Architecture
 from magistral_jax.model.sharding import row_spec
 from magistral_jax.model.transformer import product
-from magistral_jax.tools.bench import timed
-from magistral_jax.tools.bench_decode import DTYPES, use_threads
+from magistral_jax.tools import bench
+from magistral_jax.tools.bench import DTYPES, timed, use_threads
 from magistral_jax.tools.export import write_model
 from magistral_jax.tools.peers.common import TRAIN_PEERS, Rows, measure_train_peer
 from magistral_jax.trainer.trainer import Trainer
@@ -49,30 +49,14 @@ BLOCKS_BEYOND = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Asked(bench.Asked):
     """What the command line asks for."""
 
-    model: str
+    known_peers = TRAIN_PEERS
     rows: tuple[tuple[int, int], ...]
     """(tokens in a row, rows) of each step."""
     microbatch_tokens: int
-    dtypes: tuple[str, ...]
     remat: bool
-    threads: int
-    peers: tuple[str, ...]
-    peer_python: str
-    repeats: int
-
-    def __post_init__(self) -> None:
-        for name, given, known in (
-            ("--dtype", self.dtypes, DTYPES),
-            ("--peer", self.peers, TRAIN_PEERS),
-        ):
-            unknown = [word for word in given if word not in known]
-            if unknown:
-                raise UserError(f"{name} is {unknown[0]!r}; it must be among {', '.join(known)}.")
-        if self.repeats < 1:
-            raise UserError(f"--repeats is {self.repeats}; it must be at least 1.")
 
 
 @dataclass(kw_only=True)

@@ -32,6 +32,7 @@ REGRESSION = 1e-4
 LENGTHS = (3, 9, 16, 15, 12, 5)
 # Long enough that a product over keys has many terms: short ones round alike in any order.
 GROUP, MAX_TOKENS, ROW_TOKENS, ROWS = 4, 100, 256, 4
+LONGEST = max(LENGTHS) + MAX_TOKENS
 STOP_IDS = (7, 91, 150, 233)
 
 
@@ -73,15 +74,20 @@ def make_prompts(vocab, lengths=LENGTHS, shared=0):
     ]
 
 
-def make_scheduler(snapshot, *, arch, mesh, dtype, slots=5, temperature=1.0, engine=None):
-    engine = engine or Engine(
+def make_engine(arch, mesh, dtype, *, slots=5, tokens=LONGEST, **options):
+    return Engine(
         arch,
         mesh,
         slots=slots,
-        tokens=max(LENGTHS) + MAX_TOKENS,
+        tokens=tokens,
         stop_ids=STOP_IDS,
         dtype=jnp.dtype(dtype),
+        **options,
     )
+
+
+def make_scheduler(snapshot, *, arch, mesh, dtype, slots=5, temperature=1.0, engine=None):
+    engine = engine or make_engine(arch, mesh, dtype, slots=slots)
     return Scheduler(
         engine,
         snapshot,
@@ -176,16 +182,7 @@ def test_sampler_and_trainer_agree(repeats, head_dim, temperature, tied, dtype, 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_they_agree_on_prompts_in_chunks_and_behind_a_shared_head(dtype, record_property):
     mesh, arch = make_mesh(jax.devices(), fsdp=1, tp=1), make_arch(2, 32)
-    engine = Engine(
-        arch,
-        mesh,
-        slots=5,
-        tokens=240,
-        stop_ids=STOP_IDS,
-        dtype=jnp.dtype(dtype),
-        prefill_chunk=48,
-        prompt_tokens=140,
-    )
+    engine = make_engine(arch, mesh, dtype, tokens=240, prefill_chunk=48, prompt_tokens=140)
     pieces = []
     extend = engine.extend
 
@@ -213,16 +210,7 @@ def test_they_agree_on_prompts_in_chunks_and_behind_a_shared_head(dtype, record_
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_they_agree_on_sequences_in_pages_that_make_room_and_resume(dtype, record_property):
     mesh, arch = make_mesh(jax.devices(), fsdp=1, tp=1), make_arch(2, 32)
-    engine = Engine(
-        arch,
-        mesh,
-        slots=5,
-        tokens=max(LENGTHS) + MAX_TOKENS,
-        stop_ids=STOP_IDS,
-        dtype=jnp.dtype(dtype),
-        pages=20,
-        page_tokens=8,
-    )
+    engine = make_engine(arch, mesh, dtype, pages=20, page_tokens=8)
     prefills = []
     prefill = engine.prefill
 
@@ -243,17 +231,7 @@ def test_they_agree_through_kernels(platform, record_property):
     """In interpret mode: the same kernel packs a trainer's rows and a prompt, another decodes."""
     mesh, arch = make_mesh(jax.devices(), fsdp=1, tp=1), make_arch(2, 32)
     kernels = Kernels(platform, interpret=True)
-    engine = Engine(
-        arch,
-        mesh,
-        slots=5,
-        tokens=max(LENGTHS) + MAX_TOKENS,
-        stop_ids=STOP_IDS,
-        dtype=jnp.dtype("float32"),
-        pages=24,
-        page_tokens=16,
-        kernels=kernels,
-    )
+    engine = make_engine(arch, mesh, "float32", pages=24, page_tokens=16, kernels=kernels)
     meshes = {"trainer_mesh": mesh, "generator_mesh": mesh}
     found = gaps(arch, "float32", 1.0, **meshes, engine=engine, kernels=kernels)
     record_property("logprob_abs_max", float(found.max()))

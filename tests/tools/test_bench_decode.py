@@ -8,21 +8,14 @@ import numpy as np
 import pytest
 
 from magistral_jax.__main__ import main
-from magistral_jax.settings import load
 from magistral_jax.tools import bench_decode
 from magistral_jax.tools.bench_decode import Asked, Measured, compare, requests_of, run_of
 from magistral_jax.tools.peers import common
 from magistral_jax.tools.peers.common import Requests, measure_peer
 from magistral_jax.types import UserError
 
-TINY = [
-    "model.shape.layers=1",
-    "model.shape.width=16",
-    "model.shape.heads=2",
-    "model.shape.kv_heads=1",
-    "model.shape.head_dim=8",
-    "model.shape.ffn=16",
-]
+from .tiny import OPTIONS, tiny_config
+
 ASKED = Asked(
     model="random",
     concurrency=(2,),
@@ -38,8 +31,7 @@ ASKED = Asked(
 
 
 def run_with(asked):
-    overrides = [tuple(field.split("=")) for field in TINY]
-    return run_of(load(None, overrides), asked, "float32")
+    return run_of(tiny_config(), asked, "float32")
 
 
 @pytest.fixture
@@ -52,9 +44,8 @@ def here(tmp_path, monkeypatch):
 
 def test_the_table_has_a_line_for_each_dtype_and_concurrency(here, capsys):
     command = "bench decode --model random --concurrency 1,3 --prompt-tokens 5 --new-tokens 6"
-    fields = [f"--{field}" for field in TINY]
     arguments = [*command.split(), "--dtype", "bf16,f32", "--repeats", "2", "--json", "a.json"]
-    assert main([*arguments, *fields]) == 0
+    assert main([*arguments, *OPTIONS]) == 0
     rows = json.loads((here / "a.json").read_text())["rows"]
     found = [(row["who"], row["dtype"], row["at once"]) for row in rows]
     assert found == [("ours", d, n) for d in ("bf16", "f32") for n in (1, 3)]

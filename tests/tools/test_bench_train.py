@@ -9,7 +9,6 @@ import pytest
 
 from magistral_jax.__main__ import main
 from magistral_jax.model.params import abstract
-from magistral_jax.settings import load
 from magistral_jax.tools import bench_train
 from magistral_jax.tools.bench_train import (
     Asked,
@@ -24,14 +23,8 @@ from magistral_jax.tools.peers import common
 from magistral_jax.tools.peers.common import measure_train_peer
 from magistral_jax.types import UserError
 
-TINY = [
-    "model.shape.layers=1",
-    "model.shape.width=16",
-    "model.shape.heads=2",
-    "model.shape.kv_heads=1",
-    "model.shape.head_dim=8",
-    "model.shape.ffn=16",
-]
+from .tiny import OPTIONS, tiny_config
+
 ASKED = Asked(
     model="random",
     rows=((8, 5),),
@@ -46,8 +39,7 @@ ASKED = Asked(
 
 
 def run_with(asked):
-    overrides = [tuple(field.split("=")) for field in TINY]
-    return run_of(load(None, overrides), asked, "float32")
+    return run_of(tiny_config(), asked, "float32")
 
 
 @pytest.fixture
@@ -60,7 +52,7 @@ def here(tmp_path, monkeypatch):
 
 def test_the_table_has_a_line_for_each_dtype_and_shape(here, capsys):
     command = "bench train --model random --rows 8x4,16x2 --dtype bf16,f32 --repeats 2"
-    arguments = [*command.split(), "--json", "a.json", *(f"--{field}" for field in TINY)]
+    arguments = [*command.split(), "--json", "a.json", *OPTIONS]
     assert main(arguments) == 0
     rows = json.loads((here / "a.json").read_text())["rows"]
     found = [(row["who"], row["dtype"], row["rows"]) for row in rows]
@@ -154,6 +146,5 @@ def test_a_peer_is_given_the_same_rows(tmp_path, monkeypatch):
 
 def test_a_peer_that_is_not_installed_is_named(here, capsys):
     command = "bench train --model random --rows 8x2 --dtype f32 --repeats 1 --peer torch"
-    fields = [f"--{field}" for field in TINY]
-    assert main([*command.split(), "--peer-python", "/bin/false", *fields]) != 0
+    assert main([*command.split(), "--peer-python", "/bin/false", *OPTIONS]) != 0
     assert "--peer torch cannot be measured" in capsys.readouterr().err
