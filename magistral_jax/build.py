@@ -45,8 +45,7 @@ from magistral_jax.tally import Tally
 from magistral_jax.tokenizer.bytes import ByteTokenizer
 from magistral_jax.tokenizer.files import check_vocabulary, read_tokenizer
 from magistral_jax.tokenizer.interface import Tokenizer
-from magistral_jax.trainer.optimizer import make_optimizer
-from magistral_jax.trainer.trainer import Trainer
+from magistral_jax.trainer.trainer import Trainer, trainer_of
 from magistral_jax.types import (
     Completion,
     Frontier,
@@ -131,7 +130,6 @@ class Run:
             params,
             self._warmup_prompts(),
             self.tokenizer,
-            dtype=self.dtype,
             on_step=on_step,
         )
 
@@ -306,23 +304,7 @@ class Run:
         )
 
     def trainer(self, params: Params) -> Trainer:
-        t = self.config.trainer
-        return Trainer(
-            self.arch,
-            self.trainer_mesh,
-            params,
-            make_optimizer(t),
-            eps_low=t.eps_low,
-            eps_high=t.eps_high,
-            objective=t.objective,
-            temperature=self.config.generator.temperature,
-            dtype=self.dtype,
-            remat=t.remat,
-            head_tokens=t.head_tokens,
-            long_row=t.long_row,
-            unroll=t.unroll,
-            kernels=kernels_of(self.config.model, self.trainer_mesh),
-        )
+        return trainer_of(self.config, self.arch, self.trainer_mesh, params)
 
     @cached_property
     def push(self) -> WeightPush:

@@ -188,6 +188,15 @@ class TrainerConfig:
     memory."""
     moment_dtype: DType = "float32"
     """AdamW's first moment; bfloat16 halves it."""
+    offload: bool = False
+    """Keep the optimizer's state in the host's memory between updates, so that it is not on the
+    devices beside the activations."""
+    lora_rank: int = 0
+    """Train A and B of W + (lora_alpha / lora_rank) A B for each matrix of the blocks, with this
+    inner size, instead of W (LoRA). 0: train all weights. What is pushed, saved and exported is
+    always the sum."""
+    lora_alpha: float = 32.0
+    """Scale of the LoRA product, times lora_rank."""
     beta1: float = 0.9
     """AdamW's decay of the first moment."""
     beta2: float = 0.95
@@ -206,6 +215,15 @@ class TrainerConfig:
     """Clip the ratio below 1 - eps_low."""
     eps_high: float = 0.28
     """Clip the ratio above 1 + eps_high; larger, so rare tokens can grow (clip-higher)."""
+    entropy_bonus: float = 0.0
+    """Reward for the entropy of each token's distribution, in the loss. An ablation: the paper
+    (section 7) reports it as unstable, with 7e-4."""
+    kl_coefficient: float = 0.0
+    """Penalty on the KL divergence from the moving average of the weights, in the loss. An
+    ablation that the paper (section 7) reports as a hindrance; costs a forward pass and a copy of
+    the weights."""
+    kl_average: float = 0.99
+    """Decay of that average at each optimizer step."""
     remat: bool = True
     """Recompute each block in the backward pass instead of keeping its activations."""
     unroll: bool = False

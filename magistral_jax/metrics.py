@@ -49,6 +49,8 @@ GLOSSARY: dict[str, str] = {
     "policy/clipped_low": "Share of trained tokens whose gradient stops at 1 - eps_low.",
     "policy/entropy": "Mean entropy of the policy at the trained tokens, in nats.",
     "policy/ess": "Effective sample size of the importance ratios over trained tokens, 0 to 1.",
+    "policy/kl": "Mean KL divergence from the average of the weights, in nats; 0 where no KL term "
+    "is asked for.",
     "policy/log_ratio": "Mean trainer minus sampler log-prob of the trained tokens, in nats.",
     "policy/log_ratio_abs_max": "Largest |trainer minus sampler log-prob| of a trained token.",
     "generator/preempted": "Sequences that gave their pages to older ones, to go on later.",

@@ -21,7 +21,7 @@ from magistral_jax.model.transformer import LONG_ROW, attend_packed, head_weight
 class Scores(NamedTuple):
     logprobs: Float[Array, "B T"]
     entropy: Float[Array, "B T"]
-    """Of the whole distribution, in nats; carries no gradient."""
+    """Of the whole distribution, in nats; carries no gradient unless asked to."""
 
 
 def tempered(
@@ -32,7 +32,11 @@ def tempered(
 
 
 def score_chunk(
-    logits_BTV: Float[Array, "B T V"], targets: Int[Array, "B T"], temperature: float
+    logits_BTV: Float[Array, "B T V"],
+    targets: Int[Array, "B T"],
+    temperature: float,
+    *,
+    entropy_gradient: bool = False,
 ) -> Scores:
     z_BTV = tempered(logits_BTV, temperature)
     normaliser_BT = jax.nn.logsumexp(z_BTV, axis=-1)
@@ -40,11 +44,12 @@ def score_chunk(
     spec = jax.typeof(z_BTV).sharding.spec
     ids = jax.lax.broadcasted_iota(jnp.int32, z_BTV.shape, 2, out_sharding=P(*spec))
     chosen_BT = jnp.sum(jnp.where(ids == targets[..., None], z_BTV, 0.0), axis=-1)
-    frozen_BTV = jax.lax.stop_gradient(z_BTV)
-    frozen_normaliser_BT = jax.lax.stop_gradient(normaliser_BT)
-    probability_BTV = jnp.exp(frozen_BTV - frozen_normaliser_BT[..., None])
-    entropy_BT = frozen_normaliser_BT - jnp.sum(probability_BTV * frozen_BTV, axis=-1)
-    return Scores(chosen_BT - normaliser_BT, entropy_BT)
+    logprobs_BT = chosen_BT - normaliser_BT
+    if not entropy_gradient:
+        z_BTV, normaliser_BT = jax.lax.stop_gradient((z_BTV, normaliser_BT))
+    probability_BTV = jnp.exp(z_BTV - normaliser_BT[..., None])
+    entropy_BT = normaliser_BT - jnp.sum(probability_BTV * z_BTV, axis=-1)
+    return Scores(logprobs_BT, entropy_BT)
 
 
 def score(
@@ -61,6 +66,7 @@ def score(
     head_tokens: int,
     kernels: Kernels | None = None,
     long_row: int = LONG_ROW,
+    entropy_gradient: bool = False,
 ) -> Scores:
     """log p(targets) under the policy at `temperature`, for packed rows."""
     hidden, _ = transform(
@@ -83,7 +89,9 @@ def score(
     def chunk(_carry: None, xs: tuple[Array, Array]) -> tuple[None, Scores]:
         hidden_BtD, targets_Bt = xs
         logits_BtV = logits(hidden_BtD, weight, tied=arch.tie_embeddings)
-        return None, score_chunk(logits_BtV, targets_Bt, temperature)
+        return None, score_chunk(
+            logits_BtV, targets_Bt, temperature, entropy_gradient=entropy_gradient
+        )
 
     def split(x: Array) -> Array:
         rest = x.shape[2:]

@@ -21,7 +21,7 @@ from magistral_jax.model.params import Architecture, Params
 from magistral_jax.tokenizer.interface import Tokenizer
 from magistral_jax.trainer.loss import LossStats, policy_loss
 from magistral_jax.trainer.optimizer import chain
-from magistral_jax.trainer.trainer import Trainer
+from magistral_jax.trainer.trainer import trainer_of
 from magistral_jax.types import Completion, Group, Prompt, Verdict, VersionSpan
 
 
@@ -39,23 +39,13 @@ def warm_up(
     prompts: Iterator[Prompt],
     tokenizer: Tokenizer,
     *,
-    dtype: np.dtype,
     on_step: Callable[[int, float], None],
 ) -> Params:
     """Parameters after `warmup.steps` supervised steps."""
     w = config.warmup
     rate = optax.cosine_decay_schedule(w.learning_rate, w.steps, alpha=0.1)
-    trainer = Trainer(
-        arch,
-        mesh,
-        params,
-        chain(rate, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.0, max_grad_norm=1.0),
-        loss=likelihood_loss,
-        dtype=dtype,
-        remat=config.trainer.remat,
-        head_tokens=config.trainer.head_tokens,
-        unroll=config.trainer.unroll,
-    )
+    optimizer = chain(rate, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.0, max_grad_norm=1.0)
+    trainer = trainer_of(config, arch, mesh, params, optimizer, loss=likelihood_loss)
     rng = np.random.default_rng((config.seed, 1))
     for step in range(w.steps):
         groups = [

@@ -14,6 +14,9 @@ Beside it, one config word each (papers.md, section 8), with p_old the generator
     cispo   sg[min(ratio_t, 1 + eps_high)] * A_i * log p_new(t)    MiniMax-M1
     gspo    min(s_i * A_i, clip(s_i) * A_i), s_i = exp(mean over t of log ratio_t)
 
+And what the paper tried and reports as unsuccessful (its section 7), off unless asked for: an
+entropy bonus, and a KL penalty towards an average of the weights (k3 of papers.md, 8.1).
+
 Axes: B rows, T tokens.
 """
 
@@ -44,6 +47,8 @@ class LossStats(NamedTuple):
     ratio: Float[Array, ""]
     ratio_squared: Float[Array, ""]
     """With `tokens` and `ratio`: the effective sample size (sum w)^2 / (N sum w^2)."""
+    kl: Float[Array, ""]
+    """From the reference of a KL term, weighted by share; 0 without one."""
     log_ratio_abs_max: Float[Array, ""]
     """Largest |log ratio|; combined by max, not by sum."""
 
@@ -60,8 +65,14 @@ def policy_loss(
     eps_low: float,
     eps_high: float,
     objective: Objective = "clip",
+    entropy_bonus: float = 0.0,
+    kl_coefficient: float = 0.0,
+    reference: Float[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, ""], LossStats]:
-    """This microbatch's part of the loss. Parts add up to the loss of the minibatch."""
+    """This microbatch's part of the loss. Parts add up to the loss of the minibatch.
+
+    `reference` holds the targets' log-probs under the weights that a KL term is measured against.
+    """
     share_BT = jnp.asarray(batch.shares)
     on_BT = share_BT > 0
     # Zero the log-ratio off the mask before exp(): padding could overflow, and 0 * inf is nan.
@@ -81,15 +92,22 @@ def policy_loss(
         weight_BT = jax.lax.stop_gradient(jnp.minimum(ratio_BT, cap))
         objective_BT = weight_BT * A_BT * jnp.where(on_BT, scores.logprobs, 0.0)
         low_BT, high_BT = jnp.zeros_like(on_BT), ratio_BT > cap
+    entropy_BT = jnp.where(on_BT, scores.entropy, 0.0)
+    kl_BT = jnp.zeros_like(entropy_BT)
+    if reference is not None:
+        behind_BT = jnp.where(on_BT, reference - scores.logprobs, 0.0)
+        kl_BT = jnp.exp(behind_BT) - behind_BT - 1.0
+    objective_BT += entropy_bonus * entropy_BT - kl_coefficient * kl_BT
     on_ratio_BT = jnp.where(on_BT, ratio_BT, 0.0)
     stats = LossStats(
         clipped_low=jnp.sum(jnp.where(low_BT, share_BT, 0.0)),
         clipped_high=jnp.sum(jnp.where(high_BT, share_BT, 0.0)),
         log_ratio=jnp.sum(share_BT * log_ratio_BT),
-        entropy=jnp.sum(jnp.where(on_BT, share_BT * scores.entropy, 0.0)),
+        entropy=jnp.sum(share_BT * entropy_BT),
         tokens=jnp.sum(on_BT.astype(jnp.float32)),
         ratio=jnp.sum(on_ratio_BT),
         ratio_squared=jnp.sum(jnp.square(on_ratio_BT)),
+        kl=jnp.sum(share_BT * kl_BT),
         log_ratio_abs_max=jnp.max(jnp.abs(log_ratio_BT)),
     )
     return -jnp.sum(share_BT * objective_BT), jax.lax.stop_gradient(stats)

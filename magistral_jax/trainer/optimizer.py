@@ -1,13 +1,22 @@
-"""AdamW or Adafactor by optax, with clipping by global norm and a warm-up to a constant rate."""
+"""AdamW or Adafactor by optax, with clipping by global norm and a warm-up to a constant rate; of
+all weights, or of LoRA's factors of their changes."""
 
 import jax.numpy as jnp
 import optax
 
 from magistral_jax.config import TrainerConfig
+from magistral_jax.trainer.lora import lora
 
 
 def make_optimizer(config: TrainerConfig) -> optax.GradientTransformation:
     """The paper prints no optimizer; docs/PAPER.md records this choice."""
+    optimizer = _of_all_weights(config)
+    if config.lora_rank:
+        return lora(optimizer, rank=config.lora_rank, scale=config.lora_alpha / config.lora_rank)
+    return optimizer
+
+
+def _of_all_weights(config: TrainerConfig) -> optax.GradientTransformation:
     rate: optax.ScalarOrSchedule = config.learning_rate
     if config.warmup_steps:
         rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)

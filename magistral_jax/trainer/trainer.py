@@ -17,12 +17,14 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float
 
 from magistral_jax.arrays import Batch, Microbatch, Minibatch
+from magistral_jax.config import RunConfig
 from magistral_jax.model.attention import Kernels
 from magistral_jax.model.logprobs import Scores, score
 from magistral_jax.model.params import Architecture, Params, unstack
-from magistral_jax.model.sharding import row_spec
+from magistral_jax.model.sharding import kernels_of, row_spec
 from magistral_jax.model.transformer import LONG_ROW
 from magistral_jax.trainer.loss import LossStats, Objective, policy_loss
+from magistral_jax.trainer.optimizer import make_optimizer
 
 LossFn = Callable[[Scores, Microbatch], tuple[Float[Array, ""], LossStats]]
 
@@ -32,6 +34,8 @@ class TrainState(NamedTuple):
 
     params: Params
     optimizer: optax.OptState
+    average: Params
+    """Moving average of the weights, where a KL term asks for one; else empty."""
 
 
 class StepStats(NamedTuple):
@@ -52,6 +56,7 @@ class StepStats(NamedTuple):
             "policy/log_ratio": float(s.log_ratio),
             "policy/log_ratio_abs_max": float(s.log_ratio_abs_max),
             "policy/entropy": float(s.entropy),
+            "policy/kl": float(s.kl),
             "policy/ess": float(s.ratio**2 / max(s.tokens * s.ratio_squared, 1e-30)),
         }
 
@@ -70,6 +75,10 @@ class Trainer:
         eps_low: float = 0.2,
         eps_high: float = 0.28,
         objective: Objective = "clip",
+        entropy_bonus: float = 0.0,
+        kl_coefficient: float = 0.0,
+        kl_average: float = 0.99,
+        offload: bool = False,
         temperature: float = 1.0,
         dtype: jnp.dtype,
         remat: bool = True,
@@ -78,11 +87,21 @@ class Trainer:
         kernels: Kernels | None = None,
         long_row: int = LONG_ROW,
     ) -> None:
-        """`loss` replaces the policy objective (the supervised warm-up does)."""
+        """`loss` replaces the policy objective (the supervised warm-up does).
+
+        `kl_average` is the decay of the averaged weights that a KL term is measured against.
+        `offload` keeps the optimizer's state in the host's memory between updates.
+        """
         self.arch, self.mesh, self.optimizer = arch, mesh, optimizer
-        self._unroll = unroll
-        self._loss = loss or partial(
-            policy_loss, eps_low=eps_low, eps_high=eps_high, objective=objective
+        self._unroll, self._offload = unroll, offload
+        self._decay = kl_average if kl_coefficient and loss is None else None
+        self._loss: Callable[..., tuple[Array, LossStats]] = loss or partial(
+            policy_loss,
+            eps_low=eps_low,
+            eps_high=eps_high,
+            objective=objective,
+            entropy_bonus=entropy_bonus,
+            kl_coefficient=kl_coefficient,
         )
         self._score: Callable[..., Scores] = partial(
             score,
@@ -93,11 +112,16 @@ class Trainer:
             head_tokens=head_tokens,
             kernels=kernels,
             long_row=long_row,
+            entropy_gradient=entropy_bonus != 0,
         )
         with jax.set_mesh(mesh):
-            state = TrainState(params, jax.jit(optimizer.init)(params))
-        self.state = state
-        self._accumulate = jax.jit(self._accumulate_fn, donate_argnums=1)
+            state = jax.jit(optimizer.init)(params)
+        self._on_device = jax.tree.map(lambda x: x.sharding, state)
+        self._between = jax.tree.map(partial(kept_in, offload=offload), self._on_device)
+        # A copy: the average and the weights are donated side by side.
+        average = {} if self._decay is None else jax.tree.map(jnp.copy, params)
+        self.state = TrainState(params, jax.device_put(state, self._between), average)
+        self._accumulate = jax.jit(self._accumulate_fn, donate_argnums=2)
         self._apply = jax.jit(self._apply_fn, donate_argnums=0)
         self._zeros = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params))
         self._scores = jax.jit(self._score_fn)
@@ -116,23 +140,33 @@ class Trainer:
             grads = self._zeros(self.state.params)
             totals: tuple[Any, LossStats] | None = None
             for microbatch in minibatch.microbatches:
-                grads, loss, stats = self._accumulate(
-                    self.state.params, grads, self.to_device(microbatch)
-                )
+                grads, loss, stats = self._add(grads, microbatch)
                 totals = (
                     (loss, stats) if totals is None else (totals[0] + loss, totals[1].merge(stats))
                 )
             assert totals is not None, "a minibatch without microbatches"
+            self.state = self._moved(self._on_device)
             self.state, grad_norm, is_finite = self._apply(self.state, grads, totals[0])
+            self.state = self._moved(self._between)
         return StepStats(totals[0], grad_norm, is_finite, totals[1])
+
+    def _moved(self, onto: Any) -> TrainState:
+        """The state with the optimizer's there, where that is another memory than its own."""
+        if not self._offload:
+            return self.state
+        return self.state._replace(optimizer=jax.device_put(self.state.optimizer, onto))
 
     def gradient(self, minibatch: Minibatch) -> Params:
         """The gradient that `minibatch_step` would spend."""
         with jax.set_mesh(self.mesh):
             grads = self._zeros(self.state.params)
             for microbatch in minibatch.microbatches:
-                grads, *_ = self._accumulate(self.state.params, grads, self.to_device(microbatch))
+                grads, *_ = self._add(grads, microbatch)
         return grads
+
+    def _add(self, grads: Params, microbatch: Microbatch) -> tuple[Params, Array, LossStats]:
+        params, _, average = self.state
+        return self._accumulate(params, average, grads, self.to_device(microbatch))
 
     def culprits(self, minibatch: Minibatch) -> list[tuple[int, int]]:
         """(group, index) of the completions whose own loss or gradient, under the weights as they
@@ -149,7 +183,7 @@ class Trainer:
     def _is_finite(self, microbatch: Microbatch) -> bool:
         with jax.set_mesh(self.mesh):
             grads = self._zeros(self.state.params)
-            grads, loss, _ = self._accumulate(self.state.params, grads, self.to_device(microbatch))
+            grads, loss, _ = self._add(grads, microbatch)
             return bool(jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads)))
 
     def score(self, microbatch: Microbatch) -> Scores:
@@ -177,10 +211,13 @@ class Trainer:
         )
 
     def _accumulate_fn(
-        self, params: Params, grads: Params, batch: Microbatch
+        self, params: Params, average: Params, grads: Params, batch: Microbatch
     ) -> tuple[Params, Array, LossStats]:
+        # The loss without a KL term knows of no reference.
+        reference = {"reference": self._score_fn(average, batch).logprobs} if average else {}
+
         def loss_of(params: Params) -> tuple[Array, LossStats]:
-            return self._loss(self._score_fn(params, batch), batch)
+            return self._loss(self._score_fn(params, batch), batch, **reference)
 
         (loss, stats), new = jax.value_and_grad(loss_of, has_aux=True)(params)
         return jax.tree.map(jnp.add, grads, new), loss, stats
@@ -195,9 +232,54 @@ class Trainer:
             updates, optimizer = self.optimizer.update(grads, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         # Chosen element by element, in the loops that update: a branch would copy the state.
-        new = TrainState(params, optimizer)
+        average: Any = state.average
+        if self._decay is not None:
+            average = optax.incremental_update(params, average, 1.0 - self._decay)
+        new = TrainState(params, optimizer, average)
         kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, state)
         return kept, grad_norm, is_finite
+
+
+def trainer_of(
+    config: RunConfig,
+    arch: Architecture,
+    mesh: Mesh,
+    params: Params,
+    optimizer: optax.GradientTransformation | None = None,
+    *,
+    loss: LossFn | None = None,
+) -> Trainer:
+    """The trainer that the config describes; another optimizer and loss make it a supervised one.
+
+    It takes `params` for its own: its first step donates them.
+    """
+    t = config.trainer
+    return Trainer(
+        arch,
+        mesh,
+        params,
+        optimizer or make_optimizer(t),
+        loss=loss,
+        eps_low=t.eps_low,
+        eps_high=t.eps_high,
+        objective=t.objective,
+        entropy_bonus=t.entropy_bonus,
+        kl_coefficient=t.kl_coefficient,
+        kl_average=t.kl_average,
+        offload=t.offload,
+        temperature=1.0 if loss else config.generator.temperature,
+        dtype=jnp.dtype(config.model.dtype),
+        remat=t.remat,
+        head_tokens=t.head_tokens,
+        long_row=t.long_row,
+        unroll=t.unroll,
+        kernels=kernels_of(config.model, mesh),
+    )
+
+
+def kept_in(sharding: NamedSharding, *, offload: bool) -> NamedSharding:
+    """The same division, in the host's memory if it is to be there; counters stay."""
+    return sharding.with_memory_kind("pinned_host") if offload else sharding
 
 
 def alone(microbatch: Microbatch, row: int, segment: int) -> Microbatch:

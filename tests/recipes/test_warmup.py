@@ -140,7 +140,7 @@ def test_the_worked_share_is_what_the_config_says(monkeypatch):
         manners.append(worked)
         return shown(prompt, tokenizer, worked=worked)
 
-    monkeypatch.setattr(warmup, "Trainer", NoTrainer)
+    monkeypatch.setattr(warmup, "trainer_of", NoTrainer)
     monkeypatch.setattr(warmup, "shown", noted)
     for share, low, high in ((0.0, 0, 0), (0.3, 0.2, 0.4), (1.0, 1, 1)):
         manners.clear()

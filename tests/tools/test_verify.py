@@ -90,8 +90,9 @@ def test_verdicts_leave_while_rows_still_come():
 
 
 def test_ctrl_c_ends_it_and_its_workers():
+    # A shell ignores SIGINT in what it runs in the background, and so would all below it.
     with subprocess.Popen(
-        [*COMMAND, "-", "--workers", "1"],
+        ["env", "--default-signal=INT", *COMMAND, "-", "--workers", "1"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -241,3 +241,21 @@ def test_a_gspo_ratio_is_one_over_devices_that_share_a_row(rng):
         with jax.set_mesh(mesh):
             split = jax.device_get(jax.jit(run)(*jax.device_put((batch, logprobs), by)))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), split, whole)
+
+
+def test_ablations_are_their_formulas(rng):
+    """k3 of papers.md, 8.1, and the entropy, token by token beside the objective."""
+    batch, scores = microbatch(rng), make_scores(rng)
+    reference = jnp.asarray(scores.logprobs + rng.normal(0, 0.3, (3, 7)), jnp.float32)
+    plain, _ = policy_loss(scores, batch, **CLIP)
+    loss, stats = policy_loss(
+        scores, batch, **CLIP, entropy_bonus=0.3, kl_coefficient=0.2, reference=reference
+    )
+    kl = entropy = 0.0
+    for b, t in np.argwhere(np.asarray(batch.shares) > 0):
+        ratio = np.exp(float(reference[b, t]) - float(scores.logprobs[b, t]))
+        kl += float(batch.shares[b, t]) * (ratio - np.log(ratio) - 1)
+        entropy += float(batch.shares[b, t]) * float(scores.entropy[b, t])
+    assert kl > 0.01
+    np.testing.assert_allclose(loss, plain + 0.2 * kl - 0.3 * entropy, rtol=1e-5)
+    np.testing.assert_allclose(stats.kl, kl, rtol=1e-5)

@@ -14,6 +14,7 @@ from magistral_jax.batch.assemble import assemble
 from magistral_jax.config import TrainerConfig
 from magistral_jax.trainer.loss import policy_loss
 from magistral_jax.trainer.optimizer import make_optimizer
+from tests.trainer.test_meshes import packed
 
 # Adam divides by what may be next to zero, and rounding differs between meshes: a coarse epsilon.
 CONFIG = TrainerConfig(learning_rate=1e-2, adam_eps=1e-3, max_grad_norm=0.1, weight_decay=0.01)
@@ -104,6 +105,7 @@ def test_metrics_are_those_of_the_tokens(plain, batch):
         "policy/log_ratio": log_ratio,
         "policy/log_ratio_abs_max": np.abs(np.log(w)).max(),
         "policy/entropy": entropy,
+        "policy/kl": 0.0,
         "policy/ess": w.sum() ** 2 / (len(w) * (w**2).sum()),
     }
     assert values.keys() == want.keys()
@@ -133,3 +135,64 @@ def test_another_loss_takes_the_place_of_the_objective(make_trainer, batch):
     trainer = make_trainer(rule=optax.adam(1e-2), loss=likelihood)
     losses = [float(trainer.minibatch_step(batch.minibatches[0]).loss) for _ in range(5)]
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 0.05, losses
+
+
+def test_a_kl_term_is_measured_from_the_average_of_the_weights(make_trainer, groups):
+    """The average follows the weights; at the first update there is no distance, and no pull."""
+    minibatch = packed(groups)
+    options = {"kl_coefficient": 0.5, "kl_average": 0.75}
+    with_kl, without = make_trainer(**options), make_trainer()
+    start = jax.device_get(without.params)
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    first = [trainer.minibatch_step(minibatch) for trainer in (with_kl, without)]
+    jax.tree.map(close, with_kl.params, without.params)
+    assert float(first[0].sums.kl) == pytest.approx(0.0, abs=1e-7) and not without.state.average
+    one = jax.device_get(with_kl.params)
+    average = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, start, one)
+    jax.tree.map(close, with_kl.state.average, average)
+
+    second = with_kl.minibatch_step(minibatch)
+    reference = make_trainer()
+    reference.state = reference.state._replace(params=average)
+    without.state = without.state._replace(params=one)
+    kl = 0.0
+    for m in minibatch.microbatches:
+        behind = reference.score(m).logprobs - without.score(m).logprobs
+        kl += float(np.sum(m.shares * (np.exp(behind) - behind - 1)))
+    assert kl > 1e-6 and float(second.sums.kl) == pytest.approx(kl, rel=1e-3)
+
+
+def test_an_entropy_bonus_is_its_gradient(make_trainer, groups):
+    """The gradient gains that of the entropy, by differences along one direction."""
+    minibatch = packed(groups)
+    plain, bonus = make_trainer(), make_trainer(entropy_bonus=0.5)
+    gained = jax.tree.map(jnp.subtract, bonus.gradient(minibatch), plain.gradient(minibatch))
+    rng = np.random.default_rng(3)
+    way = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), gained)
+    start = plain.params
+
+    def entropy_at(step):
+        plain.state = plain.state._replace(
+            params=jax.tree.map(lambda p, w: p + step * w, start, way)
+        )
+        return sum(float(np.sum(m.shares * plain.score(m).entropy)) for m in minibatch.microbatches)
+
+    slope = (entropy_at(1e-2) - entropy_at(-1e-2)) / 2e-2
+    along = sum(float(jnp.sum(g * w)) for g, w in zip(*map(jax.tree.leaves, (gained, way)), strict=True))
+    assert abs(slope) > 1e-3 and along == pytest.approx(-0.5 * slope, rel=2e-2)
+
+
+def test_an_offloaded_state_is_on_the_host_between_updates_and_changes_nothing(
+    make_trainer, groups
+):
+    rule = make_optimizer(CONFIG)
+    for mesh in ((1, 1, 1), (2, 1, 2)):
+        kept, offloaded = (make_trainer(*mesh, rule=rule, offload=o) for o in (False, True))
+        for _ in range(2):
+            for trainer in (kept, offloaded):
+                trainer.minibatch_step(packed(groups))
+            kinds = {x.sharding.memory_kind for x in jax.tree.leaves(offloaded.state.optimizer)}
+            assert kinds == {"pinned_host"}
+        jax.tree.map(
+            np.testing.assert_array_equal, *map(jax.device_get, (kept.state, offloaded.state))
+        )
