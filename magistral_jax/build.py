@@ -74,7 +74,7 @@ class Run:
     """The parts of one run, each made once, when first asked for."""
 
     def __init__(self, config: RunConfig, *, devices: Sequence[Any] | None = None) -> None:
-        self.config, self.dtype = config, jnp.dtype(config.model.dtype)
+        self.config, self.dtype, self.devices = config, jnp.dtype(config.model.dtype), devices
         self.trainer_mesh, self.generator_mesh = make_meshes(config.mesh, devices)
         self.tally = Tally()
         meshes = {GENERATOR: self.generator_mesh, TRAINER: self.trainer_mesh}
@@ -82,8 +82,18 @@ class Run:
         self.on_failure: Callable[[str, str], None] = lambda kind, message: None
         self.tell: Callable[[str], None] = lambda what: None
         self.folder: Path | None = None
+        self.wanted: Callable[[Problem], bool] = lambda problem: True
         check_divides(self.arch, self.trainer_mesh, TRAINER_RULES, "trainer")
         check_divides(self.arch, self.generator_mesh, GENERATOR_RULES, "generator")
+
+    def in_stage(self, config: RunConfig) -> "Run":
+        """The rooms of the run's next stage, with its accounts and under its devices; what this one
+        made for itself is closed."""
+        self.close()
+        made = type(self)(config, devices=self.devices)
+        for name in ("tally", "ledger", "on_failure", "tell", "folder", "wanted"):
+            setattr(made, name, getattr(self, name))
+        return made
 
     # What the policy is.
 
@@ -161,6 +171,7 @@ class Run:
             seed=self.config.seed if seed is None else seed,
             heldout_percent=self.config.data.heldout_percent,
             position=position,
+            wanted=self.wanted,
         )
 
     def _warmup_prompts(self) -> Iterator[Prompt]:

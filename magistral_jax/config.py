@@ -4,7 +4,7 @@ A field has one home. What can be computed is a property, not a field. The rules
 in `rules.py`; reading a file and overrides is `settings.py`'s job.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 DType = Literal["float32", "bfloat16"]
@@ -281,10 +281,20 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """A part of a run with numbers of its own (section 5.1); written as [[stage]]."""
+    """A part of a run with numbers of its own (section 5.1); written as [[stage]]. The first holds
+    from the start. Each of the others begins when its condition is met, when its step is reached,
+    or when a file named "next-stage" appears in the run folder; and only once all that was sampled
+    in the stage before is trained on."""
 
     from_step: int = 0
-    """Weight update from which it holds."""
+    """Weight updates after which it begins at the latest; 0: not by their number."""
+    when: Literal["", "reward_plateau", "length_plateau"] = ""
+    """Begin when the mean reward, or the mean length, of the stage before no longer grows."""
+    plateau_steps: int = 20
+    """Two spans of so many updates are compared: a plateau is where the mean of the later is above
+    the earlier's by less than plateau_gain of it."""
+    plateau_gain: float = 0.02
+    """Growth from span to span below which it is a plateau, as a share."""
     max_tokens: int = 0
     """generator.max_tokens in this stage; 0: as before."""
     soft_tokens: int = 0
@@ -293,6 +303,11 @@ class StageConfig:
     """batch.completions in this stage; 0: as before."""
     in_flight: int = 0
     """generator.in_flight in this stage; 0: as before."""
+    min_pass_rate: float = 0.0
+    """Problems solved less often are set aside in this stage, as too hard. The rate is this run's
+    when the stage begins or, of a problem not asked yet, what its row says under "pass_rate"."""
+    max_pass_rate: float = 1.0
+    """Problems solved more often are left out in this stage: 0.99 drops those always solved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,7 +343,20 @@ class RunConfig:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     stage: tuple[StageConfig, ...] = ()
-    """What changes during the run, in order. Written down and checked; not acted on yet."""
+    """What changes during the run, in order."""
+
+    def in_stage(self, index: int) -> "RunConfig":
+        """The config that holds in a stage: what it sets and those before it, over the rest."""
+        generator, verifier, batch = self.generator, self.verifier, self.batch
+        for stage in self.stage[: index + 1]:
+            generator = replace(
+                generator,
+                max_tokens=stage.max_tokens or generator.max_tokens,
+                in_flight=stage.in_flight or generator.in_flight,
+            )
+            verifier = replace(verifier, soft_tokens=stage.soft_tokens or verifier.soft_tokens)
+            batch = replace(batch, completions=stage.completions or batch.completions)
+        return replace(self, generator=generator, verifier=verifier, batch=batch)
 
     @property
     def groups_per_batch(self) -> int:

@@ -27,10 +27,12 @@ FAILURES = {
     "prompts": "Prompts set aside since the generator failed with them every time",
     "checkpoint": "Saved parts of a checkpoint that could not be used",
     "update": "Optimizer steps skipped, since loss or gradient was not finite",
+    "stage": "Wishes for a next stage where there is none",
     "alarm": "Figures of an update out of their bounds (recipes/updates.py)",
 }
 
 GLOSSARY: dict[str, str] = {
+    "stage": "The [[stage]] that the run is in, from 0.",
     "reward/mean": "Mean reward of the completions judged for this step: those of dropped uniform "
     "groups included, errors not. The other reward/ and length/ names speak of the same ones.",
     "reward/format": "Mean share of the reward that the format earned.",

@@ -30,8 +30,8 @@ def problem_of(place: str, row: Mapping[str, Any]) -> Problem:
     """The problem of a row: `id, domain, problem`, and `answer` (math), or `tests`
     ([{stdin, stdout}]), `asserts` or `test_code` with `entry_point` (code).
 
-    Optional: `language`, `source`, `setup`, `checker`; and `multiple_answers`, which says that the
-    values of `answer` may come in any order. Other keys are ignored. Raises UserError.
+    Optional: `language`, `source`, `setup`, `checker`, `pass_rate`; and `multiple_answers`, which
+    says that the values of `answer` may come in any order. Others are ignored. Raises UserError.
     """
     domain = text_in(place, row, "domain")
     if domain not in DOMAINS:
@@ -47,10 +47,20 @@ def problem_of(place: str, row: Mapping[str, Any]) -> Problem:
         language=text_in(place, row, "language", "en"),
         source=text_in(place, row, "source", ""),
         tests=_tests(place, row) if domain == "code" else None,
+        pass_rate=_pass_rate(place, row),
     )
     if domain == "math" and not problem.answer.strip():
         raise UserError(f"{place}: answer is empty; a math problem needs it.")
     return problem
+
+
+def _pass_rate(place: str, row: Mapping[str, Any]) -> float | None:
+    rate = row.get("pass_rate")
+    if rate is None:
+        return None
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+        raise UserError(f"{place}: pass_rate is {short(rate)}; it must lie between 0 and 1.")
+    return float(rate)
 
 
 def _answer(place: str, row: Mapping[str, Any], default: str | None) -> str:

@@ -9,13 +9,20 @@ Rule = tuple[bool, str]
 
 
 def broken_rules(c: RunConfig) -> list[str]:
-    """What this config breaks; empty when it can run."""
+    """What this config breaks, in any of its stages; empty when it can run."""
+    broken = _broken(c)
+    for i in range(len(c.stage)):
+        found = [text for text in _broken(c.in_stage(i)) if text not in broken]
+        broken += [f"in stage[{i}]: {text}" for text in found]
+    return broken + [text for is_broken, text in _stage_rules(c) if is_broken]
+
+
+def _broken(c: RunConfig) -> list[str]:
     rules = (
         *_positive(c),
         *_generator_rules(c),
         *_batch_rules(c),
         *_model_rules(c),
-        *_stage_rules(c),
         *_resume_rules(c),
         *_objective_rules(c),
     )
@@ -278,29 +285,34 @@ def _model_rules(c: RunConfig) -> list[Rule]:
 
 
 def _stage_rules(c: RunConfig) -> list[Rule]:
-    starts = [stage.from_step for stage in c.stage]
+    starts = [stage.from_step for stage in c.stage if stage.from_step]
     rules: list[Rule] = [
         (
             starts != sorted(set(starts)) or min(starts, default=0) < 0,
             f"stage.from_step is {starts} in turn; stages must be in the order of their steps.",
         )
     ]
-    completions = c.batch.completions
     for i, stage in enumerate(c.stage):
-        completions = stage.completions or completions
-        in_flight = stage.in_flight or c.generator.in_flight
-        low = min(stage.max_tokens, stage.soft_tokens, stage.completions, stage.in_flight)
+        easy, hard = stage.max_pass_rate, stage.min_pass_rate
         rules += [
-            (low < 0, f"stage[{i}] holds {low}; its numbers must be at least 0."),
             (
-                completions % c.generator.group_size != 0,
-                f"stage[{i}].completions ({completions}) must be a multiple of "
-                f"generator.group_size ({c.generator.group_size}).",
+                i == 0 and (stage.from_step != 0 or stage.when != ""),
+                f"stage[0] has from_step {stage.from_step} and when {stage.when!r}; the first stage"
+                " holds from the start. Leave both out, or put a stage before it.",
             ),
             (
-                in_flight > 2 * completions and not c.generator.allow_stale,
-                f"stage[{i}].in_flight ({in_flight}) is over twice its completions "
-                f"({completions}) (paper 3.5). Lower it.",
+                i > 0 and stage.from_step == 0 and stage.when == "",
+                f"stage[{i}] says neither from_step nor when, so nothing would begin it. Set one.",
+            ),
+            (
+                stage.plateau_steps < 1 or stage.plateau_gain < 0,
+                f"stage[{i}] has plateau_steps {stage.plateau_steps} and plateau_gain "
+                f"{stage.plateau_gain}; they must be at least 1 and 0.",
+            ),
+            (
+                not 0 <= hard <= easy <= 1,
+                f"stage[{i}] has min_pass_rate {hard} and max_pass_rate {easy}; both must lie "
+                "between 0 and 1, in this order.",
             ),
         ]
     return rules

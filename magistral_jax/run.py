@@ -1,51 +1,26 @@
-"""One run from its config to its summary: warm-up, measure, reinforce, measure again."""
+"""One run from its config to its summary: what is checked and made before its session plays."""
 
-import traceback
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from threading import Lock
 from time import monotonic
-from typing import Any
 
 import jax
 
 from magistral_jax.build import Run
-from magistral_jax.checkpoint import Checkpoints, Damaged, Meta, check_identity
+from magistral_jax.checkpoint import Checkpoints, check_identity
 from magistral_jax.config import RunConfig
-from magistral_jax.console import Console, table
-from magistral_jax.evaluate import Evaluation, compared, evaluate
-from magistral_jax.frontier import packed, unpacked
-from magistral_jax.ledger import GENERATOR, TRAINER, Activity, ledger_rows
-from magistral_jax.loops.asynchronous import run_async
-from magistral_jax.loops.clockwork import Clockwork
-from magistral_jax.loops.moves import Generation
-from magistral_jax.loops.sync import run_sync
-from magistral_jax.metrics import GLOSSARY, RunRecord
-from magistral_jax.pulse import begin_pulse
+from magistral_jax.console import Console
+from magistral_jax.metrics import RunRecord
+from magistral_jax.recipes.stages import Stages
+from magistral_jax.session import Session
 from magistral_jax.settings import dump
-from magistral_jax.tally import rates
-from magistral_jax.trainer.trainer import Trainer
-from magistral_jax.types import Frontier, Group, RunFailed, Snapshot, Stalled, Stopped, UserError
-from magistral_jax.verifier.sandbox.choose import UNSAFE
-from magistral_jax.watch import STOPPED, Stop, Watch, dump_stacks
+from magistral_jax.types import UserError
 
-FINISHED = 0
 LONGEST_CHECKED = 100
-NOTHING_COUNTED: dict[str, float] = dict.fromkeys(
-    ("progress/completions", "progress/dispatched", "progress/dropped_groups"), 0.0
-)
 
 
 def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
     """Run to the end, or to a stop signal; returns the exit code."""
     began = monotonic()
-    if config.stage:
-        raise UserError(
-            f"stage: {len(config.stage)} stages are asked for, and stages are not acted on yet. "
-            "Remove the [[stage]] tables to train with the numbers above them throughout."
-        )
     checkpoints = Checkpoints(
         folder / "checkpoints", keep=config.checkpoint.keep, stall_s=config.stall_s
     )
@@ -54,7 +29,8 @@ def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
         raise UserError(
             f"--resume: {folder} holds no run. Leave --resume out, or name its --run-dir."
         )
-    run = Run(config)
+    stages = Stages(config, saved.notes.get("stages") if saved else None)
+    run = Run(stages.config)
     if saved is not None:
         check_identity(saved.identity, run.identity(), folder)
     try:
@@ -69,8 +45,11 @@ def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
             if run.sandbox:
                 console.phase(run.sandbox)
             keep_compiled(folder / "compiled")
-            session = Session(config, run, record, console, checkpoints, folder, began)
-            return session.play(saved, resume=resume)
+            session = Session(config, run, stages, record, console, checkpoints, folder, began)
+            try:
+                return session.play(saved, resume=resume)
+            finally:
+                session.run.close()
     finally:
         run.close()
 
@@ -94,302 +73,3 @@ def check_data(run: Run) -> None:
             run.render(problem)
     if run.config.eval.problems:
         run.heldout(run.config.eval.problems)
-
-
-@dataclass
-class Session:
-    """One process's share of a run, from set-up or resume to the summary."""
-
-    config: RunConfig
-    run: Run
-    record: RunRecord
-    console: Console
-    checkpoints: Checkpoints
-    folder: Path
-    began: float
-    stop: Stop = field(default_factory=Stop)
-    counts: dict[str, float] = field(default_factory=dict)
-    lock: Lock = field(default_factory=Lock)
-
-    def play(self, saved: Meta | None, *, resume: bool) -> int:
-        """From the beginning or a checkpoint to the end, or to a stop."""
-        self.run.on_failure, self.run.tell = self._on_failure, self.console.phase
-        self.run.folder = self.folder
-        self.counts = dict(NOTHING_COUNTED)
-        self.pulse = begin_pulse(
-            self.folder,
-            self.run.ledger,
-            saved.frontier["accounts"] if saved else {},
-            step=saved.step if saved else 0,
-            resume=resume,
-        )
-        self.has_saved = saved is not None
-        watch = Watch(
-            self.run.ledger,
-            self.stop,
-            self.folder,
-            stall_s=self.config.stall_s,
-            grace_s=self.config.grace_s,
-            others=self._writing,
-            on_tick=self._beat,
-            on_exit=self.run.close,
-        )
-        with self.stop.on_signals(), watch:
-            try:
-                return self._play(saved)
-            except Stopped:
-                where = "go on with --resume" if self.has_saved else "nothing is saved yet"
-                self.console.phase(f"stopped by {self.stop.reason}; {where}")
-                return STOPPED
-            except Stalled as stall:
-                stacks = dump_stacks(self.folder)
-                raise Stalled(f"{stall}\n  {watch.describe()}\n  all stacks: {stacks}") from stall
-            except RunFailed as failure:
-                self._settle()
-                report = self.folder / "failure.txt"
-                report.write_text("".join(traceback.format_exception(failure)), encoding="utf-8")
-                raise RunFailed(f"{failure} (in full: {report}); go on with --resume") from failure
-
-    def _play(self, saved: Meta | None) -> int:
-        trainer, meta = self._from_checkpoint(saved) if saved else self._from_scratch()
-        snapshot = self.run.published(trainer.params, meta.step)
-        self.trainer, self.meta, self.step = trainer, meta, meta.step
-        if saved is None:
-            before = self._evaluate(snapshot, "before")
-            self.meta = replace(meta, notes={"before": asdict(before) if before else None})
-            accounts = {**self.run.ledger.saved(), "lengths": self.run.tally.lengths.saved()}
-            self._save(Frontier(accounts=accounts))
-        setup_s = monotonic() - self.began
-        self.counts |= self.meta.notes.get("counts", {})
-        code = self._reinforce(snapshot)
-        if code == FINISHED:
-            self._finish(setup_s)
-        return code
-
-    def _from_scratch(self) -> tuple[Trainer, Meta]:
-        self.console.phase("loading the policy")
-        params = self.run.initial_params()
-        if self.config.warmup.steps:
-            self.run.ledger.phase("warmup")
-            with self.run.ledger.doing(TRAINER, "warmup", "the warm-up"):
-                params = self.run.warmed_up(params, self._on_warmup)
-            self.run.ledger.phase("start")
-        trainer = self.run.trainer(params)
-        return trainer, Meta(step=0, identity=self.run.identity(), notes={})
-
-    def _on_warmup(self, step: int, loss: float) -> None:
-        self.run.ledger.beat(TRAINER)
-        self.console.phase(f"warm-up {step}/{self.config.warmup.steps} loss {loss:.3f}")
-        self._leave_if_stopped()
-
-    def _leave_if_stopped(self) -> None:
-        if self.stop:
-            raise Stopped
-
-    def _from_checkpoint(self, saved: Meta) -> tuple[Trainer, Meta]:
-        """The newest checkpoint that is what was saved."""
-        self.console.phase(f"resuming from step {saved.step}")
-        trainer = self.run.trainer(self.run.initial_params())
-        found: Meta | None = saved
-        while found is not None:
-            try:
-                trainer.state = self.checkpoints.restore(found, "state", trainer.state)
-                self.arrays = self.checkpoints.restore_host(found, "host")
-            except Damaged as damage:
-                self.checkpoints.pass_over(found, f"is damaged: {damage}")
-                found = self.checkpoints.latest()
-                continue
-            self.record.go_back(found.step)
-            return trainer, found
-        raise UserError(f"--resume: {self.checkpoints.folder} holds no checkpoint that is whole.")
-
-    def _frontier(self) -> Frontier:
-        """Where the loop goes on; with the cache of what is in flight if it was saved and fits."""
-        if not self.meta.frontier:
-            return Frontier()
-        found = unpacked(self.meta.frontier, self.arrays, self.run.stream().prompt_at)
-        self.run.tally.lengths.restore(found.accounts["lengths"])
-        if not self.checkpoints.has(self.meta, "decode"):
-            return found
-        like = self.run.main_engine.init_decode_state()
-        try:
-            cache = self.checkpoints.restore(self.meta, "decode", like)
-        except (ValueError, Damaged) as fault:
-            if self.config.deterministic:
-                raise
-            self._on_failure("checkpoint", f"the saved cache is not used: {fault}")
-            return found
-        return replace(found, in_flight=replace(found.in_flight, cache=cache))
-
-    def _reinforce(self, snapshot: Snapshot) -> int:
-        """The loop itself, with a checkpoint wherever it ends."""
-        self.console.phase("compiling")
-        config = self.config
-        frontier = self._frontier()
-        rooms = self.run.rooms(
-            self.trainer,
-            snapshot,
-            frontier,
-            wants_frontier=self._wants_frontier,
-            on_step=self._on_step,
-            waiting=self.console.waiting,
-        )
-        rooms = replace(rooms, push=partial(self._push, rooms.push))
-        self.run.ledger.phase("idle")
-        self.step_began, self.checkpoint_s = monotonic(), 0.0
-        if config.deterministic and config.mode == "async":
-            clockwork = Clockwork(config, rooms, frontier)
-            self.stop.listen(clockwork.stop)
-            clockwork.run(start=self.step)
-            picture = clockwork.picture
-        else:
-            self.stop.listen(rooms.backlog.stop)
-            loop = run_async if config.mode == "async" else run_sync
-            loop(config, rooms, start=self.step)
-            picture = partial(Generation(config, rooms).picture, frontier=True)
-        if self.step >= config.trainer.steps:
-            self._settle()
-            return FINISHED
-        at_stop = picture(report=False).frontier
-        assert at_stop is not None
-        self._save(at_stop)
-        self._settle()
-        self.console.phase(
-            f"stopped by {self.stop.reason} after step {self.step}; go on with --resume"
-        )
-        return STOPPED
-
-    def _push(self, push: Callable[[int], Snapshot], version: int) -> Snapshot:
-        self.pulse.write(pushing=1)
-        try:
-            return push(version)
-        finally:
-            self.pulse.write(pushing=0)
-
-    def _wants_frontier(self, step: int) -> bool:
-        return step == self.config.trainer.steps or step % self.config.checkpoint.every == 0
-
-    def _on_step(
-        self, step: int, raw: dict[str, float], groups: list[Group], frontier: Frontier | None
-    ) -> None:
-        now = monotonic()
-        step_s, self.step_began = now - self.step_began, now
-        self.step = step
-        ledger = self.run.ledger
-        self._count("progress/completions", sum(len(g.completions) for g in groups))
-        self._count("progress/dispatched", raw.get("dispatched", 0.0))
-        self._count("progress/dropped_groups", sum(not g.is_diverse for g in groups))
-        derived = rates(raw, slots=self.config.generator.in_flight, step_s=step_s)
-        if self.config.verifier.allow_unsafe_code:
-            derived["verifier/unsafe_code"] = float(self.run.sandbox.startswith(UNSAFE))
-        shown = {name: value for name, value in raw.items() if name in GLOSSARY}
-        shown |= derived | self.counts | self.run.tally.lengths.shares()
-        shown |= {f"ledger/{bin}": seconds for bin, seconds in ledger.seconds().items()}
-        shown |= {f"tokens/{fate}": count for fate, count in ledger.tokens().items()}
-        # This step began by waiting for the checkpoint of the one before.
-        shown["time/checkpoint"], self.checkpoint_s = self.checkpoint_s, 0.0
-        try:
-            self.record.completions(step, groups)
-            self.record.step(step, shown)
-        except OSError:
-            self.checkpoints.settle()  # if a full disk has failed it, too, that says more
-            raise
-        self.console.step(step, shown)
-        self.pulse.write(step=step, saving=self.checkpoints.is_saving)
-        # After the rows: a resume cuts off rows without their checkpoint, but cannot make up
-        # the rows of a checkpoint that has none.
-        if frontier is not None:
-            self._save(frontier)
-
-    def _count(self, name: str, value: float | int) -> None:
-        with self.lock:
-            self.counts[name] = self.counts.get(name, 0.0) + value
-
-    def _on_failure(self, kind: str, message: str) -> None:
-        """What went wrong and was mended: counted and shown. Any thread may call it."""
-        self._count(f"failures/{kind}", 1)
-        self.console.note(message)
-
-    def _save(self, frontier: Frontier) -> None:
-        began = monotonic()
-        text, arrays = packed(frontier)
-        with self.lock:  # a failure may be counted from any thread
-            notes = {**self.meta.notes, "counts": dict(self.counts)}
-        meta = Meta(step=self.step, identity=self.meta.identity, notes=notes, frontier=text)
-        items = {"state": self.trainer.state, "host": arrays}
-        if frontier.in_flight.cache is not None:
-            items["decode"] = frontier.in_flight.cache
-        self.pulse.write(saving=1)
-        with self.run.ledger.doing(TRAINER, "checkpoint", f"the checkpoint of step {self.step}"):
-            self.checkpoints.save(meta, items)
-        self.has_saved = True
-        self.checkpoint_s = monotonic() - began
-
-    def _settle(self) -> None:
-        with self.run.ledger.doing(TRAINER, "checkpoint", "the last checkpoint"):
-            self.checkpoints.settle()
-
-    def _evaluate(self, snapshot: Snapshot, when: str) -> Evaluation | None:
-        e, ledger = self.config.eval, self.run.ledger
-        if e.problems == 0:
-            return None
-        total = e.problems * e.samples
-
-        def on_step(done: int) -> None:
-            ledger.beat(GENERATOR)
-            self.console.phase(f"measuring {when} RL: {done}/{total}")
-            self._leave_if_stopped()
-
-        ledger.phase("evaluation")
-        with ledger.doing(GENERATOR, "evaluation", "an evaluation"):
-            found, answers = evaluate(
-                self.run.evaluation(snapshot),
-                self.run.judge,
-                self.run.heldout(e.problems),
-                samples=e.samples,
-                timeout_s=self.config.stall_s,
-                on_step=on_step,
-            )
-        tokens = sum(len(c.tokens) for completions, _ in answers for c in completions)
-        ledger.sampled(tokens)
-        ledger.fate("evaluation", tokens)
-        ledger.phase("start")
-        low, high = found.accuracy_ci95
-        self.console.phase(
-            f"{when} RL: accuracy {found.accuracy:.1%} [{low:.1%}, {high:.1%}], "
-            f"format {found.format:.1%}, length {found.length:.1f}"
-        )
-        return found
-
-    def _beat(self) -> None:
-        self.pulse.write(device_s=self.run.ledger.device_s, saving=self.checkpoints.is_saving)
-
-    def _writing(self) -> list[Activity]:
-        """What the checkpoint writer is at, for the watch."""
-        saving = self.checkpoints.saving
-        if saving is None:
-            return []
-        step, seconds, thread = saving
-        return [Activity("checkpoint writer", f"step {step}", seconds, False, thread)]
-
-    def _finish(self, setup_s: float) -> None:
-        after = self._evaluate(self.run.published(self.trainer.params, self.step), "after")
-        before = self.meta.notes["before"]
-        steps_per_update = self.config.groups_per_batch // self.config.groups_per_minibatch
-        seconds, tokens = self.run.ledger.seconds(), self.run.ledger.tokens()
-        summary: dict[str, Any] = {
-            "optimizer_steps": self.step * steps_per_update,
-            "completions": int(self.counts["progress/completions"]),
-            "wall_s": round(monotonic() - self.began, 1),
-            "setup_s": round(setup_s, 1),
-            "ledger_s": {bin: round(value, 2) for bin, value in seconds.items()},
-            "ledger_tokens": tokens,
-        }
-        if self.run.sandbox:
-            summary["sandbox"] = self.run.sandbox
-        if before is not None and after is not None:
-            summary |= compared(before, after)
-        self.record.summary(summary)
-        columns = ["bin", "device s", "share", "tokens", "what"]
-        rows = ledger_rows(seconds, tokens)
-        table("where time and tokens went", columns, rows, stream=self.console.stream)

@@ -77,6 +77,8 @@ class Problem:
     source: str = ""
     tests: CodeTests | None = None
     """What decides in the domain "code"; None in others."""
+    pass_rate: float | None = None
+    """Share of attempts that solved it when it was chosen, if known: how easy it is."""
     media: tuple[Any, ...] = ()
     """Images or other inputs beside the text. Nothing reads it yet."""
 

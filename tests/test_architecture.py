@@ -59,7 +59,8 @@ LAW = {
     "evaluate": BASE,
     "recipes": BASE | ROOMS | SERVICES,
     "build": BASE | ROOMS | SERVICES | {"recipes", "settings"},
-    "run": BASE | ROOMS | SERVICES | {"settings", "build"},
+    "session": BASE | ROOMS | SERVICES | {"recipes", "build"},
+    "run": BASE | SERVICES | {"recipes", "settings", "build", "session"},
     "tools": BASE | {"rows"} | ROOMS | SERVICES | {"recipes", "settings", "build", "run"},
     "__main__": BASE | SERVICES | {"recipes", "tools", "settings", "build", "run"},
 }

@@ -301,11 +301,6 @@ class Process:
         return code
 
 
-def test_stages_are_refused_until_they_are_acted_on(here, refused):
-    (here / "tiny.toml").write_text(TINY + "[[stage]]\nfrom_step = 1\n")
-    assert "1 stages are asked for" in refused(*train("--run-dir", "run"))
-
-
 @pytest.fixture
 def start(here, tmp_path_factory):
     """Starts runs, with what they compile kept for the next; none outlives the test."""

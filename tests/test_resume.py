@@ -35,7 +35,8 @@ from magistral_jax.config import (
     TrainerConfig,
 )
 from magistral_jax.metrics import RunRecord, untimed
-from magistral_jax.run import FINISHED, train
+from magistral_jax.run import train
+from magistral_jax.session import FINISHED
 from magistral_jax.tally import PARTS
 from magistral_jax.types import RunFailed, UserError, Verdict
 from magistral_jax.watch import STOPPED

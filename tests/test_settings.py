@@ -387,11 +387,23 @@ def test_stages_are_read_in_their_order(tmp_path):
             'completions = "x"',
             "stage[1].completions is 'x'; it must be",
         ),
-        ("completions = 12", "completions = 10", "stage[1].completions (10) must be a multiple"),
-        ("from_step = 5", "from_step = 0", "stage.from_step is [0, 0] in turn"),
-        ("from_step = 5", "in_flight = 99", "stage.from_step is [0, 0] in turn"),
-        ("from_step = 5", "from_step = 5\nin_flight = 99", "stage[1].in_flight (99) is over twice"),
-        ("max_tokens = 32", "max_tokens = -1", "stage[0] holds -1"),
+        (
+            "completions = 12",
+            "completions = 10",
+            "in stage[1]: batch.completions (10) must be a multiple",
+        ),
+        ("from_step = 5", "from_step = 0", "stage[1] says neither from_step nor when"),
+        (
+            "from_step = 5",
+            "from_step = 5\nin_flight = 99",
+            "in stage[1]: generator.in_flight (99) is over twice",
+        ),
+        ("max_tokens = 32", "from_step = 5", "stage.from_step is [5, 5] in turn"),
+        ("max_tokens = 32", 'when = "length_plateau"', "stage[0] has from_step 0 and when"),
+        ("max_tokens = 32", "max_tokens = 300", "in stage[0]: batch.row_tokens (256) is below"),
+        ("from_step = 5", "from_step = 5\nplateau_steps = 0", "stage[1] has plateau_steps 0"),
+        ("from_step = 5", "from_step = 5\nmin_pass_rate = 2.0", "min_pass_rate 2.0 and max"),
+        ("max_tokens = 32", "max_tokens = -1", "in stage[0]: generator.max_tokens is -1"),
     ],
 )
 def test_a_stage_that_cannot_be_is_refused(wrong, right, told, tmp_path):

@@ -66,7 +66,7 @@ class Backlog:
         self._max_dropped = max_dropped_in_a_row or 64 * groups_per_batch
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
-        self._stopped = False
+        self._stopped = self._drain_asked = self._draining = False
         self._next = queue.next
         # In dispatch order.
         self._ledger: dict[int, _Open | Group] = {
@@ -92,6 +92,12 @@ class Backlog:
             return self._stopped
 
     @property
+    def is_drained(self) -> bool:
+        """Whether `drain` is done: nothing is outstanding."""
+        with self._changed:
+            return self._draining and not self._ledger and self._unreleased == 0
+
+    @property
     def is_batch_ready(self) -> bool:
         with self._changed:
             self._raise_failure()
@@ -110,6 +116,9 @@ class Backlog:
     def can_dispatch(self) -> bool:
         """Whether one more group keeps the staleness bound. Never, once stopped."""
         with self._changed:
+            # Here, so that no drain begins between this answer and the dispatch that follows it.
+            self._draining = self._drain_asked
+            self._stop_if_drained()
             return self._has_room() and not self._stopped
 
     def dispatch(self, prompt: Prompt) -> None:
@@ -141,6 +150,7 @@ class Backlog:
             assert isinstance(entry, _Open), f"group {group} is finished"
             self._given_up.add(group)
             self._strikes[entry.prompt.problem.id] = STRIKES
+            self._stop_if_drained()
             self._count_drop("set aside")
             self._changed.notify_all()
             return entry.picture()
@@ -180,6 +190,7 @@ class Backlog:
             else:
                 del self._ledger[group.group]
                 self._drop(group)
+                self._stop_if_drained()
             self._changed.notify_all()
             return group
 
@@ -219,6 +230,7 @@ class Backlog:
         with self._changed:
             assert 0 <= num_groups <= self._unreleased, (num_groups, self._unreleased)
             self._unreleased -= num_groups
+            self._stop_if_drained()
             self._changed.notify_all()
 
     def wait_admission(self, timeout: float | None = None) -> bool | None:
@@ -281,6 +293,12 @@ class Backlog:
             self._failure = self._failure or exception
             self._changed.notify_all()
 
+    def drain(self) -> None:
+        """Train on what is outstanding, to the last group, and then stop: a new prompt is admitted
+        only where the last batch lacks one. From the next `can_dispatch` on."""
+        with self._changed:
+            self._drain_asked = True
+
     def stop(self) -> None:
         """Wake every waiter; it returns None. Nothing is admitted or handed out any more."""
         with self._changed:
@@ -297,7 +315,13 @@ class Backlog:
     def _count_outstanding(self) -> int:
         return len(self._ledger) + self._unreleased
 
+    def _stop_if_drained(self) -> None:
+        if self.is_drained:
+            self._stopped = True
+
     def _has_room(self) -> bool:
+        if self._draining and len(self._ledger) % self._groups_per_batch == 0:
+            return False
         return self._count_outstanding() < self._max_outstanding
 
     def _num_ready(self) -> int:

@@ -30,16 +30,24 @@ class PromptStream:
         seed: int,
         heldout_percent: float,
         position: int = 0,
+        wanted: Callable[[Problem], bool] = lambda problem: True,
     ) -> None:
+        """Problems that are not `wanted` are passed over, as held-out ones are; a prompt that was
+        dispatched when it was wanted can still be asked for."""
         # One problem to train on is enough for `next` to end: every epoch meets it.
-        if all(is_heldout(problems[i].id, heldout_percent) for i in range(len(problems))):
+        self._heldout_percent, self._wanted = heldout_percent, wanted
+        if all(self._is_heldout(problems[i]) for i in range(len(problems))):
             raise UserError(
                 f"data.heldout_percent is {heldout_percent}; it holds out all {len(problems)} "
                 "problems, which leaves none to train on. Lower it."
             )
+        if not any(self._is_next(problems[i]) for i in range(len(problems))):
+            raise UserError(
+                f"none of the {len(problems)} problems is left: all but the held-out ones are set "
+                "aside or solved. Change stage.min_pass_rate or stage.max_pass_rate."
+            )
         self._problem_at = _shuffled(problems, seed)
         self._render = render
-        self._heldout_percent = heldout_percent
         self._position = position
 
     @property
@@ -48,8 +56,8 @@ class PromptStream:
         return self._position
 
     def next(self) -> Prompt:
-        """The next prompt that is not held out."""
-        while self._is_heldout(self._problem_at(self._position)):
+        """The next prompt that is wanted and not held out."""
+        while not self._is_next(self._problem_at(self._position)):
             self._position += 1
         prompt = self.prompt_at(self._position)
         self._position += 1
@@ -64,6 +72,9 @@ class PromptStream:
                 "Resume with the seed, data.path and data.heldout_percent the run began with."
             )
         return Prompt(group=position, problem=problem, tokens=self._render(problem))
+
+    def _is_next(self, problem: Problem) -> bool:
+        return self._wanted(problem) and not self._is_heldout(problem)
 
     def _is_heldout(self, problem: Problem) -> bool:
         return is_heldout(problem.id, self._heldout_percent)

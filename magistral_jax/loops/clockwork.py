@@ -69,7 +69,7 @@ class Clockwork:
         self._rooms.ledger.phase("wait_batch", TRAINER)
         version = start
         while version < self._config.trainer.steps:
-            if self._stopped and self._update is None:
+            if (self._stopped or backlog.is_stopped) and self._update is None:
                 return
             self._tick += 1
             if self._update is not None and self._tick >= self._update.at:
@@ -142,6 +142,8 @@ class Clockwork:
     def _skip(self) -> None:
         """Nothing to decode: to the tick before the next event."""
         events = [tick for tick, _ in self._due] + ([self._update.at] if self._update else [])
+        if not events and self._rooms.backlog.is_stopped:
+            return
         if not events:
             # The groups that could be admitted depend on nothing that is still to come.
             raise Stalled(f"nothing is left to wait for: {self._rooms.backlog.describe()}")

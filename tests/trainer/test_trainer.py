@@ -178,7 +178,9 @@ def test_an_entropy_bonus_is_its_gradient(make_trainer, groups):
         return sum(float(np.sum(m.shares * plain.score(m).entropy)) for m in minibatch.microbatches)
 
     slope = (entropy_at(1e-2) - entropy_at(-1e-2)) / 2e-2
-    along = sum(float(jnp.sum(g * w)) for g, w in zip(*map(jax.tree.leaves, (gained, way)), strict=True))
+    along = sum(
+        float(jnp.sum(g * w)) for g, w in zip(*map(jax.tree.leaves, (gained, way)), strict=True)
+    )
     assert abs(slope) > 1e-3 and along == pytest.approx(-0.5 * slope, rel=2e-2)
 
 
