@@ -1,6 +1,6 @@
 """Config -> the rooms. The one file that imports them all; it wires and decides nothing."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import cached_property, partial
 from pathlib import Path
@@ -8,17 +8,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from magistral_jax.arrays import Batch
+from magistral_jax.asking import Asking
 from magistral_jax.batch.assemble import assemble
 from magistral_jax.batch.backlog import Backlog
 from magistral_jax.checkpoint import identity_of
 from magistral_jax.config import RunConfig
-from magistral_jax.data.prompts import render
-from magistral_jax.data.sources import Sums, read_jsonl
-from magistral_jax.data.stream import PromptStream, heldout_problems
+from magistral_jax.data.sources import Sums
 from magistral_jax.generator.engine import Engine
 from magistral_jax.generator.fleet import Fleet, part_of, side_by_side
 from magistral_jax.generator.sampling import Sampler
@@ -50,7 +48,6 @@ from magistral_jax.types import (
     Completion,
     Frontier,
     Group,
-    Problem,
     Prompt,
     Queue,
     Snapshot,
@@ -70,19 +67,18 @@ jax.monitoring.register_event_duration_secs_listener(on_compilation)
 SAMPLING, EVALUATION, PROBING, INITIAL = range(4)
 
 
-class Run:
+class Run(Asking):
     """The parts of one run, each made once, when first asked for."""
 
     def __init__(self, config: RunConfig, *, devices: Sequence[Any] | None = None) -> None:
-        self.config, self.dtype, self.devices = config, jnp.dtype(config.model.dtype), devices
+        super().__init__(config)
+        self.dtype, self.devices = jnp.dtype(config.model.dtype), devices
         self.trainer_mesh, self.generator_mesh = make_meshes(config.mesh, devices)
         self.tally = Tally()
         meshes = {GENERATOR: self.generator_mesh, TRAINER: self.trainer_mesh}
         self.ledger = Ledger(shares_of(meshes))
-        self.on_failure: Callable[[str, str], None] = lambda kind, message: None
         self.tell: Callable[[str], None] = lambda what: None
         self.folder: Path | None = None
-        self.wanted: Callable[[Problem], bool] = lambda problem: True
         check_divides(self.arch, self.trainer_mesh, TRAINER_RULES, "trainer")
         check_divides(self.arch, self.generator_mesh, GENERATOR_RULES, "generator")
 
@@ -91,8 +87,9 @@ class Run:
         made for itself is closed."""
         self.close()
         made = type(self)(config, devices=self.devices)
-        for name in ("tally", "ledger", "on_failure", "tell", "folder", "wanted"):
+        for name in ("tally", "ledger", "on_failure", "tell", "folder", "wanted", "bad_rows"):
             setattr(made, name, getattr(self, name))
+        vars(made)["problems"] = self.problems
         return made
 
     # What the policy is.
@@ -145,49 +142,6 @@ class Run:
 
     def key(self, stream: int) -> Any:
         return jax.random.fold_in(jax.random.key(self.config.seed), stream)
-
-    # Where prompts come from.
-
-    @cached_property
-    def problems(self) -> Any:
-        data = self.config.data
-        return read_jsonl(data.path) if data.path else Sums(data.digits)
-
-    def render(self, problem: Problem) -> np.ndarray:
-        data = self.config.data
-        return render(
-            problem,
-            self.tokenizer,
-            system_prompt=data.system_prompt,
-            worked_examples=data.worked_examples,
-            code_languages=self.config.verifier.code_languages,
-            max_prompt_tokens=data.max_prompt_tokens,
-        )
-
-    def stream(self, position: int = 0, *, seed: int | None = None) -> PromptStream:
-        return PromptStream(
-            self.problems,
-            self.render,
-            seed=self.config.seed if seed is None else seed,
-            heldout_percent=self.config.data.heldout_percent,
-            position=position,
-            wanted=self.wanted,
-        )
-
-    def _warmup_prompts(self) -> Iterator[Prompt]:
-        stream = self.stream(seed=self.config.seed + 1)
-        while True:
-            yield stream.next()
-
-    def heldout(self, count: int) -> list[Prompt]:
-        """`count` prompts that neither warm-up nor RL ever sees; groups count up from 0."""
-        found = heldout_problems(
-            self.problems, self.config.data.heldout_percent, count=count, seed=self.config.seed
-        )
-        return [
-            Prompt(group=i, problem=problem, tokens=self.render(problem))
-            for i, problem in enumerate(found)
-        ]
 
     # The generator.
 
@@ -282,7 +236,10 @@ class Run:
     @cached_property
     def sandbox(self) -> str:
         """What keeps programs in, in words; empty where no problem asks for a program."""
-        if not self.config.data.path or all(problem.tests is None for problem in self.problems):
+        problems = self.problems
+        if isinstance(problems, Sums) or all(
+            problems[i].tests is None for i in range(len(problems))
+        ):
             return ""
         return describe_sandbox(self.config.verifier, is_strict=True)
 
@@ -384,9 +341,6 @@ class Run:
             on_failure=self._told,
             waiting=waiting,
         )
-
-    def _told(self, kind: str, message: str) -> None:
-        self.on_failure(kind, message)
 
     def close(self) -> None:
         if "verifiers" in self.__dict__:

@@ -361,6 +361,7 @@ def identity_of(config: RunConfig, arch: Any) -> dict[str, Any]:
         **{f"model {name}": value for name, value in network.items()},
         "seed": config.seed,
         "data.path": config.data.path,
+        "mixture": [[part.path, part.weight] for part in config.mixture],
         "data.digits": config.data.digits,
         "data.heldout_percent": config.data.heldout_percent,
         "generator.group_size": config.generator.group_size,

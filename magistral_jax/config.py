@@ -75,7 +75,11 @@ class MeshConfig:
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     path: str = ""
-    """JSONL file of problems (may end in .gz); empty: generated sums."""
+    """Problems: a .jsonl, .jsonl.gz or .parquet file, a folder of them, a data set of the hub
+    ("hf:org/name:split"), or a procedural task ("gym:NAME:COUNT", of reasoning-gym); empty:
+    generated sums. Several of them: [[mixture]]."""
+    columns: str = ""
+    """Columns of the data under our names, as in "problem=question, answer=solution"."""
     digits: int = 3
     """Digits of each number in the generated sums."""
     heldout_percent: float = 5.0
@@ -280,6 +284,16 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixtureConfig:
+    """A part of the problems; written as [[mixture]], in place of data.path."""
+
+    path: str = ""
+    """What data.path may be."""
+    weight: float = 1.0
+    """How often it is asked, beside the weights of the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """A part of a run with numbers of its own (section 5.1); written as [[stage]]. The first holds
     from the start. Each of the others begins when its condition is met, when its step is reached,
@@ -342,6 +356,8 @@ class RunConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mixture: tuple[MixtureConfig, ...] = ()
+    """Several sources of problems, each asked by its weight."""
     stage: tuple[StageConfig, ...] = ()
     """What changes during the run, in order."""
 

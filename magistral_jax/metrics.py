@@ -27,6 +27,7 @@ FAILURES = {
     "prompts": "Prompts set aside since the generator failed with them every time",
     "checkpoint": "Saved parts of a checkpoint that could not be used",
     "update": "Optimizer steps skipped, since loss or gradient was not finite",
+    "rows": "Rows of the data left out: broken, incomplete, too long, or twice there",
     "stage": "Wishes for a next stage where there is none",
     "alarm": "Figures of an update out of their bounds (recipes/updates.py)",
 }

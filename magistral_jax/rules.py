@@ -24,6 +24,7 @@ def _broken(c: RunConfig) -> list[str]:
         *_batch_rules(c),
         *_model_rules(c),
         *_resume_rules(c),
+        *_data_rules(c),
         *_objective_rules(c),
     )
     return [text for broken, text in rules if broken]
@@ -335,6 +336,24 @@ def _objective_rules(c: RunConfig) -> list[Rule]:
             t.objective == "gspo" and c.batch.shares != "sequence",
             f'trainer.objective is "gspo" and batch.shares is "{c.batch.shares}": its ratio is one '
             'for a completion, so completions count alike. Set batch.shares = "sequence".',
+        ),
+    ]
+
+
+def _data_rules(c: RunConfig) -> list[Rule]:
+    return [
+        (
+            bool(c.mixture) and c.data.path != "",
+            f"data.path is {c.data.path!r} and there are {len(c.mixture)} [[mixture]] tables; a "
+            "mixture names all its problems. Leave data.path empty.",
+        ),
+        *(
+            (
+                part.path == "" or part.weight <= 0,
+                f"mixture[{i}] has path {part.path!r} and weight {part.weight}; it needs a path, "
+                "and a weight above 0.",
+            )
+            for i, part in enumerate(c.mixture)
         ),
     ]
 

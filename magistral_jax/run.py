@@ -15,7 +15,7 @@ from magistral_jax.session import Session
 from magistral_jax.settings import dump
 from magistral_jax.types import UserError
 
-LONGEST_CHECKED = 100
+SHOWN_ROWS = 5
 
 
 def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
@@ -45,6 +45,7 @@ def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
             if run.sandbox:
                 console.phase(run.sandbox)
             keep_compiled(folder / "compiled")
+            tell_bad_rows(run.bad_rows, folder, console)
             session = Session(config, run, stages, record, console, checkpoints, folder, began)
             try:
                 return session.play(saved, resume=resume)
@@ -52,6 +53,16 @@ def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
                 session.run.close()
     finally:
         run.close()
+
+
+def tell_bad_rows(faults: list[str], folder: Path, console: Console) -> None:
+    """The rows that are left out: the first few here, all in a file of the run folder."""
+    for fault in faults[:SHOWN_ROWS]:
+        console.note(f"left out: {fault}")
+    if faults:
+        path = folder / "bad_rows.txt"
+        path.write_text("".join(f"{fault}\n" for fault in faults), encoding="utf-8")
+        console.note(f"{len(faults)} rows of the data are left out; all of them: {path}")
 
 
 def keep_compiled(folder: Path) -> None:
@@ -63,13 +74,9 @@ def keep_compiled(folder: Path) -> None:
 
 
 def check_data(run: Run) -> None:
-    """Find the user's mistakes in data and evaluation before anything is written or compiled."""
+    """Find the user's mistakes in data and evaluation before anything is written or compiled. Rows
+    that are no problems are left out, and told once the run has a folder."""
     run.stream().next()
     _ = run.sandbox
-    if run.config.data.path:  # generated sums are all of one length
-        # The longest texts make the longest prompts, nearly always; all would take minutes.
-        by_length = sorted(run.problems, key=lambda problem: len(problem.question.encode()))
-        for problem in by_length[-LONGEST_CHECKED:]:
-            run.render(problem)
     if run.config.eval.problems:
         run.heldout(run.config.eval.problems)

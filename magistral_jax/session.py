@@ -66,7 +66,7 @@ class Session:
         self.run.on_failure, self.run.tell = self._on_failure, self.console.phase
         self.run.folder = self.folder
         self.run.wanted = self.stages.wanted
-        self.counts = dict(NOTHING_COUNTED)
+        self.counts = {**NOTHING_COUNTED, "failures/rows": float(len(self.run.bad_rows))}
         self.pulse = begin_pulse(
             self.folder,
             self.run.ledger,

@@ -23,6 +23,10 @@ class UserError(ValueError):
     """The user's mistake, told in one message. The command line exits with 2 on it."""
 
 
+class TooLong(UserError):
+    """A problem whose prompt is longer than prompts may be."""
+
+
 class Stalled(RuntimeError):
     """A wait outlived its deadline. The message names the owner and what it waited for."""
 

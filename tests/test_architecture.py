@@ -9,6 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "magistral_jax"
 FILE_CAP = 400
+CONFIG_CAP = 520  # a list of fields, each with its line of documentation
 FUNCTION_CAP = 100
 
 BASE = {"types", "arrays", "config"}
@@ -58,7 +59,8 @@ LAW = {
     "checkpoint": BASE | {"fingerprint"},
     "evaluate": BASE,
     "recipes": BASE | ROOMS | SERVICES,
-    "build": BASE | ROOMS | SERVICES | {"recipes", "settings"},
+    "asking": BASE | {"data", "tokenizer"},
+    "build": BASE | ROOMS | SERVICES | {"recipes", "settings", "asking"},
     "session": BASE | ROOMS | SERVICES | {"recipes", "build"},
     "run": BASE | SERVICES | {"recipes", "settings", "build", "session"},
     "tools": BASE | {"rows"} | ROOMS | SERVICES | {"recipes", "settings", "build", "run"},
@@ -134,7 +136,8 @@ def test_imports_obey_the_law(path):
 def test_no_file_and_no_function_outgrows_a_reading(path):
     text = path.read_text("utf-8")
     lines = len(text.splitlines())
-    assert lines <= FILE_CAP, f"{path.relative_to(PACKAGE)} has {lines} lines; split it by idea"
+    cap = CONFIG_CAP if path.name == "config.py" else FILE_CAP
+    assert lines <= cap, f"{path.relative_to(PACKAGE)} has {lines} lines; split it by idea"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1

@@ -13,7 +13,7 @@ from jaxtyping import Int32
 
 from magistral_jax.data.sources import GENERATED_SUMS
 from magistral_jax.tokenizer.interface import Tokenizer
-from magistral_jax.types import Problem, UserError
+from magistral_jax.types import Problem, TooLong
 
 # "Be as casual and as long as you want" is the paper's own wording: it raises entropy, and RL is
 # sensitive to it. The rest is ours, in the paper's order.
@@ -69,7 +69,7 @@ def render(
     max_prompt_tokens: int,
     code_languages: str = "python",
 ) -> Int32[np.ndarray, " prompt"]:
-    """What the generator continues; a prompt above `max_prompt_tokens` is a `UserError`."""
+    """What the generator continues; a prompt above `max_prompt_tokens` is `TooLong`."""
     messages = conversation(
         problem,
         system_prompt=system_prompt,
@@ -78,7 +78,7 @@ def render(
     )
     tokens = tokenizer.chat(messages)
     if len(tokens) > max_prompt_tokens:
-        raise UserError(
+        raise TooLong(
             f"problem {problem.id!r} makes a prompt of {len(tokens)} tokens; "
             f"data.max_prompt_tokens is {max_prompt_tokens}. Raise it, or remove the problem."
         )

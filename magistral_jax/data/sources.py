@@ -1,18 +1,27 @@
-"""Where problems come from: a JSONL file, or sums made on demand; and which are held out."""
+"""Where problems come from: data sets, procedural tasks, sums made on demand; and which are held
+out.
+"""
 
-import gzip
 import hashlib
+import json
 import math
-import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from magistral_jax.rows import problem_of, row_of, text_in
+from magistral_jax.config import RunConfig
+from magistral_jax.data.files import rows_from
+from magistral_jax.rows import problem_of, text_in
 from magistral_jax.types import Problem, UserError
 
 GENERATED_SUMS = "generated sums"
 """The source of every problem of `Sums`."""
+
+PROCEDURAL = "reasoning-gym/"
+"""How the source of every problem of reasoning-gym begins."""
+LONGEST = 200_000
+"""Characters of a problem or an answer beyond which a row is a mistake."""
 
 _KEYS = ("id", "problem", "answer", "domain", "language", "source")
 _MOST_SUMS = 2**31  # grain shuffles 32-bit positions
@@ -28,54 +37,118 @@ class Problems(Protocol):
     def __getitem__(self, index: int, /) -> Problem: ...
 
 
-def read_jsonl(path: str | Path) -> list[Problem]:
-    """The problems of a file, one JSON object a line (gzip if its name ends in .gz).
+def problems_of(config: RunConfig, tell: Callable[[str], None] = lambda fault: None) -> Problems:
+    """What a run asks: its mixture, its data, or generated sums."""
+    data = config.data
+    if config.mixture:
+        return Mixture(
+            [
+                (read_problems(part.path, columns=data.columns, tell=tell), part.weight)
+                for part in config.mixture
+            ]
+        )
+    if not data.path:
+        return Sums(data.digits)
+    return read_problems(data.path, columns=data.columns, tell=tell)
 
-    Keys it needs: id, problem, answer, domain, language, source, each a text. Others are ignored,
-    and so are blank lines.
+
+def read_problems(
+    source: str | Path,
+    *,
+    columns: str = "",
+    tell: Callable[[str], None] = lambda fault: None,
+) -> list[Problem]:
+    """The problems of a source (`files.rows_from`), or of a procedural task: "gym:NAME:COUNT", of
+    reasoning-gym.
+
+    Keys a row needs: id, problem, answer, domain, language, source, each a text. Others are
+    ignored. A row that is no problem is told, with its place, and left out.
     """
-    path = Path(path)
+    if str(source).startswith("gym:"):
+        return _procedural(str(source))
     problems: list[Problem] = []
-    first_seen: dict[str, int] = {}
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
+    first_seen: dict[str, str] = {}
+    for place, row in rows_from(source, columns=columns):
+        try:
+            if isinstance(row, UserError):
+                raise row
+            problem = _problem(place, row)
+            if problem.id in first_seen:
+                raise UserError(
+                    f"{place}: id {problem.id!r} is taken by {first_seen[problem.id]}; ids must "
+                    "differ."
+                )
+        except UserError as fault:
+            tell(str(fault))
             continue
-        problem = _problem(f"{path}:{number}", line)
-        if problem.id in first_seen:
-            raise UserError(
-                f"{path}:{number}: id {problem.id!r} is taken by line {first_seen[problem.id]}; "
-                "ids must differ."
-            )
-        first_seen[problem.id] = number
+        first_seen[problem.id] = place
         problems.append(problem)
     if not problems:
-        raise UserError(f"data.path is {str(path)!r}; the file holds no problem.")
+        raise UserError(f"data.path is {str(source)!r}; it holds no problem.")
     return problems
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            yield from stream
-    except FileNotFoundError:
-        raise UserError(f"data.path is {str(path)!r}; there is no such file.") from None
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise UserError(
-            f"data.path is {str(path)!r}; the name ends in .gz, but it is not a whole gzip file: "
-            f"{error}"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"data.path is {str(path)!r}; it cannot be read: {error.strerror}"
-        ) from error
-
-
-def _problem(place: str, line: bytes) -> Problem:
-    row = row_of(place, line)
+def _problem(place: str, row: Mapping[str, Any]) -> Problem:
     for key in _KEYS:
-        if not text_in(place, row, key).strip() and key in ("id", "problem"):
+        text = text_in(place, row, key, None if key in ("id", "problem", "domain") else "")
+        if not text.strip() and key in ("id", "problem"):
             raise UserError(f"{place}: {key} is empty; a problem needs it.")
+        if len(text) > LONGEST:
+            raise UserError(f"{place}: {key} has {len(text)} characters; {LONGEST} is the limit.")
     return problem_of(place, row)
+
+
+def _procedural(source: str) -> list[Problem]:
+    """Problems of a task of reasoning-gym, made here; its own scorer judges them
+    (`verifier.own.ReasoningGym`)."""
+    _, name, count, *rest = [*source.split(":"), "", ""]
+    size = int(count) if count.isdecimal() else 0
+    if not name or any(rest) or size < 1:
+        raise UserError(
+            f"data.path is {source!r}; a procedural task is gym:NAME:COUNT, as gym:chain_sum:1000."
+        )
+    try:
+        import reasoning_gym
+    except ImportError as lack:
+        raise UserError(
+            f"data.path is {source!r}, and reasoning-gym is not installed. Install the extra "
+            "`reasoning-gym`."
+        ) from lack
+    try:
+        entries: Any = reasoning_gym.create_dataset(name, size=size, seed=0)
+    except ValueError as fault:
+        raise UserError(f"data.path is {source!r}; {fault}") from fault
+    return [
+        Problem(
+            id=f"{name}-{number}",
+            domain="math",
+            question=entry["question"],
+            answer=json.dumps(entry, default=str),
+            source=f"{PROCEDURAL}{name}",
+        )
+        for number, entry in enumerate(entries)
+    ]
+
+
+class Mixture:
+    """Several lists of problems as one, and how often each is asked."""
+
+    def __init__(self, parts: Sequence[tuple[list[Problem], float]]) -> None:
+        self.parts = parts
+        self._all = [problem for problems, _ in parts for problem in problems]
+        names = Counter(problem.id for problem in self._all)
+        twice = [name for name, count in names.items() if count > 1]
+        if twice:
+            raise UserError(
+                f"mixture: {len(twice)} ids are in more than one part, as {twice[0]!r}; ids must "
+                "differ."
+            )
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __getitem__(self, index: int) -> Problem:
+        return self._all[index]
 
 
 class Sums:

@@ -12,8 +12,8 @@ import grain
 import numpy as np
 from jaxtyping import Int32
 
-from magistral_jax.data.sources import Problems, is_heldout
-from magistral_jax.types import Problem, Prompt, UserError
+from magistral_jax.data.sources import Mixture, Problems, is_heldout
+from magistral_jax.types import Problem, Prompt, TooLong, UserError
 
 _SEEDS = 2**32  # grain's range
 _MOST_LOOKS = 1_000_000
@@ -31,6 +31,7 @@ class PromptStream:
         heldout_percent: float,
         position: int = 0,
         wanted: Callable[[Problem], bool] = lambda problem: True,
+        tell: Callable[[str], None] = lambda fault: None,
     ) -> None:
         """Problems that are not `wanted` are passed over, as held-out ones are; a prompt that was
         dispatched when it was wanted can still be asked for."""
@@ -47,7 +48,8 @@ class PromptStream:
                 "aside or solved. Change stage.min_pass_rate or stage.max_pass_rate."
             )
         self._problem_at = _shuffled(problems, seed)
-        self._render = render
+        self._problems, self._render, self._tell = problems, render, tell
+        self._too_long: set[str] = set()
         self._position = position
 
     @property
@@ -56,12 +58,21 @@ class PromptStream:
         return self._position
 
     def next(self) -> Prompt:
-        """The next prompt that is wanted and not held out."""
-        while not self._is_next(self._problem_at(self._position)):
+        """The next prompt that is wanted, not held out and not too long; those that are too long
+        are told, and passed over whenever they come."""
+        while True:
+            problem = self._problem_at(self._position)
+            if problem.id not in self._too_long and self._is_next(problem):
+                try:
+                    prompt = self.prompt_at(self._position)
+                    self._position += 1
+                    return prompt
+                except TooLong as fault:
+                    self._too_long.add(problem.id)
+                    self._tell(str(fault))
+                    if len(self._too_long) >= len(self._problems):
+                        raise
             self._position += 1
-        prompt = self.prompt_at(self._position)
-        self._position += 1
-        return prompt
 
     def prompt_at(self, position: int) -> Prompt:
         """The prompt at a stream position, whatever has been dispatched; never a held-out one."""
@@ -80,8 +91,15 @@ class PromptStream:
         return is_heldout(problem.id, self._heldout_percent)
 
 
-def heldout_problems(problems: Problems, percent: float, *, count: int, seed: int) -> list[Problem]:
-    """`count` distinct held-out problems, in a seeded order."""
+def heldout_problems(
+    problems: Problems,
+    percent: float,
+    *,
+    count: int,
+    seed: int,
+    fits: Callable[[Problem], bool] = lambda problem: True,
+) -> list[Problem]:
+    """`count` distinct held-out problems that fit, in a seeded order."""
     problem_at = _shuffled(problems, seed)
     looks = min(len(problems), _MOST_LOOKS) if percent > 0 else 0
     found: list[Problem] = []
@@ -89,7 +107,7 @@ def heldout_problems(problems: Problems, percent: float, *, count: int, seed: in
         if len(found) == count:
             break
         problem = problem_at(position)
-        if is_heldout(problem.id, percent):
+        if is_heldout(problem.id, percent) and fits(problem):
             found.append(problem)
     if len(found) < count:
         raise UserError(
@@ -100,9 +118,13 @@ def heldout_problems(problems: Problems, percent: float, *, count: int, seed: in
 
 
 def _shuffled(problems: Problems, seed: int) -> Callable[[int], Problem]:
-    """Position -> problem, for every position from 0 on: one shuffle after the other."""
-    source = cast(Sequence[Problem], problems)  # of a sequence, grain needs no more than this
-    order = grain.MapDataset.source(source).seed(seed % _SEEDS).shuffle().repeat()
+    """Position -> problem, for every position from 0 on: one shuffle after the other; of a mixture,
+    each part's own, interleaved by their weights."""
+    if isinstance(problems, Mixture):
+        parts = [_endless(part, seed + i) for i, (part, _) in enumerate(problems.parts)]
+        order = grain.MapDataset.mix(parts, weights=[weight for _, weight in problems.parts])
+    else:
+        order = _endless(problems, seed)
 
     def problem_at(position: int) -> Problem:
         problem = order[position]
@@ -110,3 +132,8 @@ def _shuffled(problems: Problems, seed: int) -> Callable[[int], Problem]:
         return problem
 
     return problem_at
+
+
+def _endless(problems: Problems, seed: int) -> grain.MapDataset[Problem]:
+    source = cast(Sequence[Problem], problems)  # of a sequence, grain needs no more than this
+    return grain.MapDataset.source(source).seed(seed % _SEEDS).shuffle().repeat()

@@ -18,7 +18,7 @@ import numpy as np
 from magistral_jax.batch.backlog import STRIKES
 from magistral_jax.checkpoint import Checkpoints
 from magistral_jax.config import RunConfig
-from magistral_jax.data.sources import Sums, read_jsonl
+from magistral_jax.data.sources import problems_of
 from magistral_jax.data.stream import PromptStream
 from magistral_jax.metrics import COMPLETIONS, METRICS
 from magistral_jax.types import RunFailed
@@ -77,7 +77,7 @@ def handed_out(config: RunConfig, end: int) -> dict[int, str]:
     """
     data = config.data
     stream = PromptStream(
-        read_jsonl(data.path) if data.path else Sums(data.digits),
+        problems_of(config),
         lambda problem: np.zeros(0, np.int32),
         seed=config.seed,
         heldout_percent=data.heldout_percent,

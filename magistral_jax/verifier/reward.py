@@ -23,6 +23,9 @@ from magistral_jax.verifier.sandbox.choose import open_sandbox
 FORMAT = 0.1
 CORRECT = 0.9
 LANGUAGE = 0.1
+PROCEDURAL = "reasoning-gym/"
+"""How the source of a problem begins that reasoning-gym made, and judges."""
+REASONING_GYM = "magistral_jax.verifier.own:ReasoningGym"
 TEXT_LIMIT = 1_000_000
 """Characters of a completion beyond which nobody reads it."""
 PARSERS = "magistral_jax.verifier.math.symbolic"
@@ -89,6 +92,7 @@ class Judge:
         self._sandbox: Any = None
         self._worked_at = -TRUST_S
         self._own = load_own(self._config.own) if self._config.own else None
+        self._procedural: Callable[[Problem, Format], Grade] | None = None
 
     def __call__(
         self,
@@ -148,8 +152,11 @@ class Judge:
         return without_reward("pass" if math_equal(gold, pred, mode) else "wrong", "")
 
     def _grade(self, problem: Problem, form: Format, draw: str) -> Grade:
-        if self._own is not None:
-            return self._own(problem, form)
+        own = self._own
+        if own is None and problem.source.startswith(PROCEDURAL):
+            own = self._procedural = self._procedural or load_own(REASONING_GYM)
+        if own is not None:
+            return own(problem, form)
         if problem.domain == "math":
             assert form.boxed is not None
             return self._grade_math(problem.answer, form.boxed)

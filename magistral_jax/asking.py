@@ -1,0 +1,90 @@
+"""What a run asks: its problems, rendered, in their order, and those held out."""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+import numpy as np
+
+from magistral_jax.config import RunConfig
+from magistral_jax.data.prompts import render
+from magistral_jax.data.sources import Problems, problems_of
+from magistral_jax.data.stream import PromptStream, heldout_problems
+from magistral_jax.tokenizer.interface import Tokenizer
+from magistral_jax.types import Problem, Prompt, TooLong
+
+
+class Asking:
+    """The side of a `Run` that knows problems and no devices."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.wanted: Callable[[Problem], bool] = lambda problem: True
+        self.bad_rows: list[str] = []
+        self.on_failure: Callable[[str, str], None] = lambda kind, message: None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's."""
+        raise NotImplementedError
+
+    @cached_property
+    def problems(self) -> Problems:
+        return problems_of(self.config, self.tell_row)
+
+    def render(self, problem: Problem) -> np.ndarray:
+        data = self.config.data
+        return render(
+            problem,
+            self.tokenizer,
+            system_prompt=data.system_prompt,
+            worked_examples=data.worked_examples,
+            code_languages=self.config.verifier.code_languages,
+            max_prompt_tokens=data.max_prompt_tokens,
+        )
+
+    def stream(self, position: int = 0, *, seed: int | None = None) -> PromptStream:
+        return PromptStream(
+            self.problems,
+            self.render,
+            seed=self.config.seed if seed is None else seed,
+            heldout_percent=self.config.data.heldout_percent,
+            position=position,
+            wanted=self.wanted,
+            tell=self.tell_row,
+        )
+
+    def _warmup_prompts(self) -> Iterator[Prompt]:
+        stream = self.stream(seed=self.config.seed + 1)
+        while True:
+            yield stream.next()
+
+    def heldout(self, count: int) -> list[Prompt]:
+        """`count` prompts that neither warm-up nor RL ever sees; groups count up from 0."""
+        found = heldout_problems(
+            self.problems,
+            self.config.data.heldout_percent,
+            count=count,
+            seed=self.config.seed,
+            fits=self._fits,
+        )
+        return [
+            Prompt(group=i, problem=problem, tokens=self.render(problem))
+            for i, problem in enumerate(found)
+        ]
+
+    def _fits(self, problem: Problem) -> bool:
+        try:
+            self.render(problem)
+        except TooLong as fault:
+            self.tell_row(str(fault))
+            return False
+        return True
+
+    def tell_row(self, fault: str) -> None:
+        """A row of the data that is left out, and why: counted, and told once there is a run."""
+        if fault not in self.bad_rows:
+            self.bad_rows.append(fault)
+            self._told("rows", fault)
+
+    def _told(self, kind: str, message: str) -> None:
+        self.on_failure(kind, message)
