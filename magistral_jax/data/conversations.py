@@ -34,7 +34,7 @@ def tokenizer_mark(tokenizer: Tokenizer) -> str:
 def conversations(
     rows: Iterable[tuple[str, Mapping[str, Any] | UserError]],
     tokenizer: Tokenizer,
-    prompt_of: Callable[[Problem], Sequence[int]],
+    prompt_of: Callable[[Problem], Sequence[int] | np.ndarray],
     *,
     longest: int,
     tell: Callable[[str], None],
@@ -53,7 +53,7 @@ def conversations(
 def _usable(
     rows: Iterable[tuple[str, Mapping[str, Any] | UserError]],
     tokenizer: Tokenizer,
-    prompt_of: Callable[[Problem], Sequence[int]],
+    prompt_of: Callable[[Problem], Sequence[int] | np.ndarray],
     mark: str,
     longest: int,
     tell: Callable[[str], None],
@@ -73,7 +73,10 @@ def _usable(
 
 
 def shown(
-    prompt: Sequence[int], tokens: Sequence[int], learned: Sequence[bool], group: int = 0
+    prompt: Sequence[int] | np.ndarray,
+    tokens: Sequence[int],
+    learned: Sequence[bool] | np.ndarray,
+    group: int = 0,
 ) -> Completion:
     """A trace in the form of a completion, so that packing treats it like any."""
     return Completion(
@@ -92,9 +95,9 @@ def _tokens(
     place: str,
     row: Mapping[str, Any],
     tokenizer: Tokenizer,
-    prompt_of: Callable[[Problem], Sequence[int]],
+    prompt_of: Callable[[Problem], Sequence[int] | np.ndarray],
     mark: str,
-) -> tuple[Sequence[int], list[int], list[bool]]:
+) -> tuple[Sequence[int] | np.ndarray, list[int], list[bool]]:
     """Prompt, what follows it, and which of that is learned."""
     if "tokens" in row and row.get("tokenizer") == mark:
         ids = {

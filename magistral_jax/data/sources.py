@@ -176,7 +176,14 @@ class Sums:
 
     def __getitem__(self, index: int) -> Problem:
         place = range(len(self))[index] * self._stride % self._total
-        a, b = (self._smallest + part for part in divmod(place, self._numbers))
+        return self._of(*(self._smallest + part for part in divmod(place, self._numbers)))
+
+    def named(self, name: str) -> Problem:
+        """The sum of this id."""
+        _, a, b = name.split("-")
+        return self._of(int(a), int(b))
+
+    def _of(self, a: int, b: int) -> Problem:
         return Problem(
             id=f"sum-{a}-{b}",
             domain="math",

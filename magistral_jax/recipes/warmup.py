@@ -10,25 +10,17 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
 
-from magistral_jax.arrays import Microbatch
 from magistral_jax.batch.assemble import assemble_minibatch
 from magistral_jax.config import RunConfig
+from magistral_jax.data.conversations import shown as conversation
 from magistral_jax.data.traces import trace
-from magistral_jax.model.logprobs import Scores
 from magistral_jax.model.params import Architecture, Params
 from magistral_jax.tokenizer.interface import Tokenizer
-from magistral_jax.trainer.loss import LossStats, policy_loss
+from magistral_jax.trainer.loss import likelihood_loss
 from magistral_jax.trainer.optimizer import chain
 from magistral_jax.trainer.trainer import trainer_of
-from magistral_jax.types import Completion, Group, Prompt, Verdict, VersionSpan
-
-
-def likelihood_loss(scores: Scores, batch: Microbatch) -> tuple[Float[Array, ""], LossStats]:
-    """Negative log-likelihood of the trace's tokens, weighted by their shares."""
-    _, stats = policy_loss(scores, batch, eps_low=0.2, eps_high=0.2)
-    return -(scores.logprobs * batch.shares).sum(), stats
+from magistral_jax.types import Group, Prompt, Verdict
 
 
 def warm_up(
@@ -68,16 +60,7 @@ def warm_up(
 def shown(prompt: Prompt, tokenizer: Tokenizer, *, worked: bool) -> Group:
     """A trace in the form of a group of one, so that packing treats it like any completion."""
     text = trace(prompt.problem, worked)
-    tokens = np.array([*tokenizer.encode(text), tokenizer.stop_ids[0]], np.int32)
-    completion = Completion(
-        group=prompt.group,
-        index=0,
-        prompt=prompt.tokens,
-        tokens=tokens,
-        logprobs=np.zeros(len(tokens), np.float32),
-        sampled=np.ones(len(tokens), bool),
-        spans=(VersionSpan(start=0, version=0),),
-        finish="stop",
-    )
+    tokens = [*tokenizer.encode(text), tokenizer.stop_ids[0]]
+    completion = conversation(prompt.tokens, tokens, np.ones(len(tokens), bool), prompt.group)
     verdict = Verdict(reward=0.0, parts={}, reason="pass")
     return Group(prompt=prompt, completions=(completion,), verdicts=(verdict,))

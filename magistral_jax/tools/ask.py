@@ -10,16 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from magistral_jax.build import EVALUATION, Run
-from magistral_jax.checkpoint import Checkpoints, check_identity
 from magistral_jax.config import RunConfig
 from magistral_jax.console import Console, table
 from magistral_jax.evaluate import evaluate
 from magistral_jax.generator.sampling import Sampler
-from magistral_jax.model.params import Params, abstract, map_specs
-from magistral_jax.model.sharding import TRAINER_RULES, shardings
+from magistral_jax.model.params import Params
 from magistral_jax.types import Completion, Problem, Prompt, Snapshot, UserError, Verdict
 
 Progress = Callable[[str], None]
@@ -138,15 +134,9 @@ def weights(run: Run, run_dir: Path | None, said: Progress) -> tuple[Params, int
         untrained = "untrained weights: model.source is random and there is no --run-dir"
         said(untrained if source == "random" else f"the weights of {source}")
         return run.initial_params(), 0
-    checkpoints = Checkpoints(run_dir / "checkpoints", keep=run.config.checkpoint.keep)
-    saved = checkpoints.latest()
-    if saved is None:
-        raise UserError(f"--run-dir: {checkpoints.folder} holds no checkpoint.")
-    # Another file of problems, or another seed, may be put to the same network.
-    wanted = run.identity()
-    network = {name: value for name, value in wanted.items() if name.startswith("model ")}
-    check_identity(saved.identity, network, run_dir)
+    params, saved = run.saved_params(run_dir, "--run-dir")
     said(f"the weights of {run_dir}, step {saved.step}")
+    wanted = run.identity()
     trained_on = ("data.path", "data.digits")
     is_same_data = all(saved.identity.get(name) == wanted[name] for name in trained_on)
     if is_same_data and wanted["data.heldout_percent"] > saved.identity["data.heldout_percent"]:
@@ -154,12 +144,7 @@ def weights(run: Run, run_dir: Path | None, said: Progress) -> tuple[Params, int
             f"data.heldout_percent was {saved.identity['data.heldout_percent']:g} in that run: "
             "some of these problems were trained on"
         )
-    like = map_specs(
-        lambda spec, sharding: jax.ShapeDtypeStruct(spec.shape, "float32", sharding=sharding),
-        abstract(run.arch),
-        shardings(run.arch, run.trainer_mesh, TRAINER_RULES),
-    )
-    return checkpoints.restore_params(saved, like), saved.step
+    return params, saved.step
 
 
 def chosen(run: Run, count: int) -> list[Prompt]:

@@ -113,6 +113,12 @@ def policy_loss(
     return -jnp.sum(share_BT * objective_BT), jax.lax.stop_gradient(stats)
 
 
+def likelihood_loss(scores: Scores, batch: Microbatch) -> tuple[Float[Array, ""], LossStats]:
+    """Negative log-likelihood of the assistant's tokens, weighted by their shares."""
+    _, stats = policy_loss(scores, batch, eps_low=0.2, eps_high=0.2)
+    return -(scores.logprobs * batch.shares).sum(), stats
+
+
 def of_sequence(
     x: Float[Array, "B T"], on: Bool[Array, "B T"], segments: Int[Array, "B T"]
 ) -> Float[Array, "B T"]:

@@ -8,18 +8,24 @@ from magistral_jax.config import TrainerConfig
 from magistral_jax.trainer.lora import lora
 
 
-def make_optimizer(config: TrainerConfig) -> optax.GradientTransformation:
-    """The paper prints no optimizer; docs/PAPER.md records this choice."""
-    optimizer = _of_all_weights(config)
+def make_optimizer(
+    config: TrainerConfig, *, rate: optax.ScalarOrSchedule | None = None
+) -> optax.GradientTransformation:
+    """The paper prints no optimizer; docs/PAPER.md records this choice. `rate` is another than the
+    config's warm-up to a constant."""
+    if rate is None:
+        rate = config.learning_rate
+        if config.warmup_steps:
+            rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+    optimizer = _of_all_weights(config, rate)
     if config.lora_rank:
         return lora(optimizer, rank=config.lora_rank, scale=config.lora_alpha / config.lora_rank)
     return optimizer
 
 
-def _of_all_weights(config: TrainerConfig) -> optax.GradientTransformation:
-    rate: optax.ScalarOrSchedule = config.learning_rate
-    if config.warmup_steps:
-        rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+def _of_all_weights(
+    config: TrainerConfig, rate: optax.ScalarOrSchedule
+) -> optax.GradientTransformation:
     if config.optimizer == "adafactor":
         # Without its own scaling by the weights' size, so that the rate means what AdamW's means.
         return optax.chain(

@@ -1,0 +1,257 @@
+"""`magistral-jax sft`: the supervised cold start, with its evaluations and its best weights."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from magistral_jax.build import Run
+from magistral_jax.checkpoint import Checkpoints, Meta, check_identity
+from magistral_jax.config import RunConfig
+from magistral_jax.console import Console
+from magistral_jax.data.conversations import conversations
+from magistral_jax.data.files import rows_from
+from magistral_jax.evaluate import Evaluation, evaluate
+from magistral_jax.ledger import GENERATOR, TRAINER
+from magistral_jax.metrics import RunRecord
+from magistral_jax.recipes.sft import Lesson, minibatch_of, rate_of, schedule
+from magistral_jax.run import keep_compiled, tell_bad_rows
+from magistral_jax.settings import dump
+from magistral_jax.trainer.loss import likelihood_loss
+from magistral_jax.trainer.optimizer import make_optimizer
+from magistral_jax.trainer.trainer import Trainer, TrainState, trainer_of
+from magistral_jax.types import Completion, UserError
+from magistral_jax.watch import STOPPED, Stop, Watch
+
+
+def sft(config: RunConfig, folder: Path, *, resume: bool) -> int:
+    """Learn from the config's conversations, to the end or a stop signal; returns the exit code.
+
+    The run folder gets its weights in `checkpoints` (to go on from) and those that an evaluation
+    liked best in `best` (for `train --model.start` and `export`).
+    """
+    if not config.sft.path:
+        raise UserError("sft.path is empty; it names the conversations to learn from.")
+    checkpoints = Checkpoints(folder / "checkpoints", keep=1, stall_s=config.stall_s)
+    saved = checkpoints.latest() if resume else None
+    if resume and saved is None:
+        raise UserError(f"--resume: {folder} holds no checkpoint. Leave --resume out.")
+    run = Run(config)
+    try:
+        run.check_weights()
+        if saved is not None:
+            check_identity(saved.identity, run.identity(), folder)
+        if config.eval.problems:
+            run.heldout(config.eval.problems)
+        traces, general, lessons = lessons_of(run)
+        with (
+            RunRecord(folder, config.metrics.tensorboard, saved.step if saved else None) as record,
+            Console(len(lessons)) as console,
+        ):
+            (folder / "config.toml").write_text(dump(config), encoding="utf-8")
+            keep_compiled(folder / "compiled")
+            tell_bad_rows(run.bad_rows, folder, console)
+            teaching = Teaching(
+                config, run, record, console, checkpoints, folder, traces, general, lessons
+            )
+            return teaching.play(saved)
+    finally:
+        run.close()
+
+
+def lessons_of(run: Run) -> tuple[list[Completion], list[Completion], list[list[Lesson]]]:
+    """The traces, the general conversations, and what each step is shown of them."""
+    s = run.config.sft
+
+    def read(path: str, name: str) -> list[Completion]:
+        return conversations(
+            rows_from(path, field=name),
+            run.tokenizer,
+            run.render,
+            longest=run.config.batch.row_tokens,
+            tell=run.tell_row,
+        )
+
+    traces = read(s.path, "sft.path")
+    general = read(s.general_path, "sft.general_path") if s.general_path else []
+    lengths = ([int(c.sampled.sum()) for c in group] for group in (traces, general))
+    lessons = schedule(
+        *lengths,
+        share=s.general_share,
+        epochs=s.epochs,
+        per_step=s.completions,
+        seed=run.config.seed,
+    )
+    return traces, general, lessons
+
+
+@dataclass
+class Teaching:
+    """One process's share of an SFT run."""
+
+    config: RunConfig
+    run: Run
+    record: RunRecord
+    console: Console
+    checkpoints: Checkpoints
+    folder: Path
+    traces: list[Completion]
+    general: list[Completion]
+    lessons: list[list[Lesson]]
+    stop: Stop = field(default_factory=Stop)
+
+    def play(self, saved: Meta | None) -> int:
+        watch = Watch(
+            self.run.ledger,
+            self.stop,
+            self.folder,
+            stall_s=self.config.stall_s,
+            grace_s=self.config.grace_s,
+            on_exit=self.run.close,
+        )
+        with self.stop.on_signals(), watch:
+            return self._play(saved)
+
+    def _play(self, saved: Meta | None) -> int:
+        trainer = self._trainer(saved)
+        begun = saved.step if saved else 0
+        notes: dict[str, Any] = dict(saved.notes) if saved else {"evaluations": []}
+        if saved is None:
+            notes["evaluations"].append(self._evaluated(trainer, 0, {}))
+            self._keep_if_best(trainer, 0, notes)
+        ends = {
+            len(self.lessons) * (e + 1) // self.config.sft.epochs
+            for e in range(self.config.sft.epochs)
+        }
+        for step in range(begun + 1, len(self.lessons) + 1):
+            values = self._learn(trainer, step)
+            if step in ends:
+                notes["evaluations"].append(self._evaluated(trainer, step, values))
+                self._keep_if_best(trainer, step, notes)
+            self.record.step(step, values)
+            self._tell(step, values)
+            if step in ends or self.stop:
+                self._save(trainer, step, notes)
+            if self.stop and step < len(self.lessons):
+                self.checkpoints.settle()
+                self.console.phase(
+                    f"stopped by {self.stop.reason} after step {step}; go on with --resume"
+                )
+                return STOPPED
+        self.checkpoints.settle()
+        self._finish(notes)
+        return 0
+
+    def _trainer(self, saved: Meta | None) -> Trainer:
+        self.console.phase("loading the policy")
+        config = self.config
+        optimizer = make_optimizer(config.trainer, rate=rate_of(config, len(self.lessons)))
+        trainer = trainer_of(
+            config,
+            self.run.arch,
+            self.run.trainer_mesh,
+            self.run.initial_params(),
+            optimizer,
+            loss=likelihood_loss,
+        )
+        if saved is not None:
+            self.console.phase(f"resuming from step {saved.step}")
+            trainer.state = self.checkpoints.restore(saved, "state", trainer.state)
+        return trainer
+
+    def _learn(self, trainer: Trainer, step: int) -> dict[str, float]:
+        lessons = self.lessons[step - 1]
+        shown = [
+            (self.general if lesson.is_general else self.traces)[lesson.index] for lesson in lessons
+        ]
+        minibatch = minibatch_of(shown, self.config)
+        with self.run.ledger.doing(TRAINER, "trained", f"step {step}"):
+            values = trainer.minibatch_step(minibatch).values()
+        learned = [int(conversation.sampled.sum()) for conversation in shown]
+        of_general = sum(n for n, one in zip(learned, lessons, strict=True) if one.is_general)
+        return {
+            "loss": values["loss"],
+            "policy/grad_norm": values["policy/grad_norm"],
+            "policy/entropy": values["policy/entropy"],
+            "batch/padding": minibatch.padding,
+            "sft/tokens": float(sum(learned)),
+            "sft/general_share": of_general / max(1, sum(learned)),
+        }
+
+    def _evaluated(self, trainer: Trainer, step: int, values: dict[str, float]) -> dict[str, Any]:
+        """The evaluation after a step, which its row of metrics also gets."""
+        found = self._evaluate(trainer, step)
+        if found is None:
+            return {"step": step, "accuracy": 0.0}
+        low, high = found.accuracy_ci95
+        values |= {
+            "eval/accuracy": found.accuracy,
+            "eval/low": low,
+            "eval/high": high,
+            "eval/length": found.length,
+            "eval/truncated": found.truncated,
+        }
+        self.console.note(
+            f"after step {step}: accuracy {found.accuracy:.1%} [{low:.1%}, {high:.1%}], format "
+            f"{found.format:.1%}, length {found.length:.1f}"
+        )
+        return {"step": step, **asdict(found)}
+
+    def _evaluate(self, trainer: Trainer, step: int) -> Evaluation | None:
+        e, ledger = self.config.eval, self.run.ledger
+        if e.problems == 0:
+            return None
+
+        def on_step(done: int) -> None:
+            ledger.beat(GENERATOR)
+            self.console.phase(f"measuring after step {step}: {done}/{e.problems * e.samples}")
+
+        with ledger.doing(GENERATOR, "evaluation", "an evaluation"):
+            found, _ = evaluate(
+                self.run.evaluation(self.run.published(trainer.params, step)),
+                self.run.judge,
+                self.run.heldout(e.problems),
+                samples=e.samples,
+                timeout_s=self.config.stall_s,
+                on_step=on_step,
+            )
+        return found
+
+    def _keep_if_best(self, trainer: Trainer, step: int, notes: dict[str, Any]) -> None:
+        """The weights that an evaluation liked best; without evaluations, the newest."""
+        score = notes["evaluations"][-1]["accuracy"]
+        is_better = score > notes.get("best", {"accuracy": -1.0})["accuracy"]
+        if not is_better and self.config.eval.problems:
+            return
+        notes["best"] = {"step": step, "accuracy": score}
+        best = Checkpoints(self.folder / "best", keep=1, stall_s=self.config.stall_s)
+        meta = Meta(step=step, identity=self.run.identity(), notes=notes["best"])
+        best.save(meta, {"state": TrainState(trainer.params, (), {})})
+        best.settle()
+
+    def _save(self, trainer: Trainer, step: int, notes: dict[str, Any]) -> None:
+        meta = Meta(step=step, identity=self.run.identity(), notes=notes)
+        with self.run.ledger.doing(TRAINER, "checkpoint", f"the checkpoint of step {step}"):
+            self.checkpoints.save(meta, {"state": trainer.state})
+
+    def _tell(self, step: int, values: dict[str, float]) -> None:
+        self.console.phase(f"step {step}/{len(self.lessons)}  loss {values['loss']:.4f}")
+
+    def _finish(self, notes: dict[str, Any]) -> None:
+        first, best = notes["evaluations"][0], notes["best"]
+        self.record.summary(
+            {
+                "steps": len(self.lessons),
+                "traces": len(self.traces),
+                "general": len(self.general),
+                "accuracy_before": first["accuracy"],
+                "accuracy_best": best["accuracy"],
+                "best_step": best["step"],
+                "evaluations": notes["evaluations"],
+                "device": str(jax.devices()[0].device_kind),
+            }
+        )
+        self.console.phase(
+            f"the best weights are those of step {best['step']}; train --model.start {self.folder}"
+        )
