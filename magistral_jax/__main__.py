@@ -11,9 +11,10 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from magistral_jax.config import DType, RunConfig
+from magistral_jax.config import RunConfig
+from magistral_jax.parser import make_parser
 from magistral_jax.settings import dotted_fields, dump, load, parse_overrides
 from magistral_jax.types import RunFailed, Stalled, UserError
 
@@ -23,6 +24,11 @@ FAILED, MISTAKE, STALLED, INTERRUPTED = 1, 2, 70, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; what went wrong is one message on stderr and an exit code."""
     parser = make_parser()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["traces"]:
+        if arguments[1:2] not in (["harvest"], ["generate"]):
+            return _say("magistral-jax: traces harvest RUN, or traces generate PROMPTS.", MISTAKE)
+        arguments = arguments[1:]
     options, rest = parser.parse_known_args(arguments)
     try:
         refuse_misspelt_options(options, rest)
@@ -30,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if json_path is not None and not json_path.absolute().parent.is_dir():
             raise UserError(f"--json {json_path}: there is no folder {json_path.parent}.")
         config = load(config_path(options), overrides_of(options, rest))
-        return options.command(config, options)
+        return COMMANDS[options.command](config, options)
     except UserError as mistake:
         return _say(f"magistral-jax: {mistake}", MISTAKE)
     except Stalled as stall:
@@ -43,117 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(failure, CannotSave | RunFailed | OSError):
             return _say(f"magistral-jax: {failure}", FAILED)
         raise
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="magistral-jax",
-        description="Magistral's reinforcement learning in JAX.",
-        epilog="Every field of the config can be overridden: --trainer.learning_rate 1e-4. "
-        "Exit codes: 0 done, 1 failed, 2 your mistake, 70 stalled, 75 told to stop and resumable, "
-        "130 interrupted by a second Ctrl-C.",
-        allow_abbrev=False,
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, function: object, text: str) -> argparse.ArgumentParser:
-        help_text = text.replace("%", "%%")  # argparse formats it, and not the description
-        sub = commands.add_parser(name, help=help_text, description=text, allow_abbrev=False)
-        sub.set_defaults(command=function)
-        asked = {
-            "export": "RUN",
-            "verify": "FILE.jsonl",
-            "bench": "CONFIG.toml|verify|decode|train",
-        }
-        asked = asked.get(name, "CONFIG.toml")
-        sub.add_argument("config", metavar=asked, type=Path)
-        return sub
-
-    train = command("train", train_command, "Train a policy; results go to the run folder.")
-    train.add_argument("--run-dir", type=Path, help="run folder (default: runs/<name>)")
-    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    train.add_argument("--dry-run", action="store_true", help="check and print the config, only")
-    sft = command("sft", sft_command, "Learn from conversations before RL: the cold start.")
-    sft.add_argument("--run-dir", type=Path, help="run folder (default: runs/<name>)")
-    sft.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    for sub in (
-        command("sample", sample_command, "Answer one question, or held-out problems."),
-        command("eval", eval_command, "Accuracy on held-out problems, with a 95% interval."),
-    ):
-        sub.add_argument("--run-dir", type=Path, help="use the last checkpoint of this run")
-        sub.add_argument("--json", type=Path, help="also write the table to this file")
-    sample = commands.choices["sample"]
-    sample.add_argument("--question", help="ask this instead of held-out problems")
-    sample.add_argument(
-        "--count", type=int, default=1, help="held-out problems, or answers to --question"
-    )
-    sample.add_argument("--chat", action="store_true", help="answer the lines of stdin, in turn")
-    evaluation = commands.choices["eval"]
-    evaluation.add_argument("--top-k", type=int, default=0, help="sample from the k likeliest")
-    evaluation.add_argument("--top-p", type=float, default=1.0, help="sample from this mass")
-    export = command("export", export_command, "A run's newest weights as a Hugging Face folder.")
-    export.add_argument("--out", type=Path, required=True, help="the folder to write")
-    export.add_argument("--dtype", choices=get_args(DType), help="default: the run's model.dtype")
-    export.add_argument("--json", type=Path, help="also write the table to this file")
-    verify = command("verify", verify_command, "Judge the rows of a file, or of stdin (-).")
-    verify.epilog = "Rows and verdicts: docs/VERIFIERS.md. Fields of the config can be set here: "
-    verify.epilog += "--verifier.sandbox uid, --generator.max_tokens 16000 (then length costs)."
-    verify.add_argument(
-        "--config", dest="rules", metavar="CONFIG.toml", type=Path, help="take its limits and rule"
-    )
-    verify.add_argument("--workers", type=int, default=None, help="processes (default: all cores)")
-    add_bench(command)
-    chaos = command("chaos", chaos_command, "Kill a run again and again; what it lost.")
-    chaos.add_argument("--kills", type=int, default=50, help="SIGKILLs in all (default: 50)")
-    chaos.add_argument("--run-dir", type=Path, help="folder of its runs (default: runs/chaos)")
-    chaos.add_argument("--chaos-seed", type=int, default=0, help="draws the moments")
-    chaos.add_argument("--json", type=Path, help="also write the table to this file")
-    return parser
-
-
-def add_bench(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """`bench CONFIG.toml`, `bench verify`, `decode` and `train`, with the options of all."""
-    bench = command(
-        "bench", bench_command, "Speeds on this machine: of a config, verdicts, sampler, trainer."
-    )
-    bench.set_defaults(rules=None)
-    bench.add_argument("--workers", type=int, help="verify: processes (default: all cores)")
-    bench.add_argument("--json", type=Path, help="also write the table to this file")
-    both = bench.add_argument_group("bench decode and bench train")
-    both.add_argument("--model", metavar="SOURCE", help="what model.source may be")
-    both.add_argument("--dtype", type=words, default=("bf16", "f32"), metavar="bf16,f32")
-    both.add_argument("--threads", type=int, default=0, help="processors (default: all)")
-    both.add_argument("--repeats", type=int, default=3, help="measured, after one that is not")
-    both.add_argument(
-        "--peer",
-        action="append",
-        default=[],
-        metavar="transformers|llama.cpp|torch",
-        help="beside ours; torch for bench train",
-    )
-    both.add_argument("--peer-python", default="", help="the interpreter that has the peers")
-    train = bench.add_argument_group("bench train")
-    train.add_argument("--rows", default="256x16,1024x8", help="tokens in a row x rows, of a step")
-    train.add_argument("--microbatch-tokens", type=int, default=2048, help="of which at once")
-    train.add_argument("--remat", action="store_true", help="recompute activations")
-    decode = bench.add_argument_group("bench decode")
-    decode.add_argument("--concurrency", type=counts, default=(1, 8, 32, 64), metavar="1,8,32,64")
-    decode.add_argument("--prompt-tokens", type=int, default=96)
-    decode.add_argument("--new-tokens", type=int, default=128)
-    decode.add_argument("--lengths", choices=["equal", "skewed"], default="equal")
-
-
-def words(text: str) -> tuple[str, ...]:
-    """The words of a list with commas."""
-    return tuple(text.split(","))
-
-
-def counts(text: str) -> tuple[int, ...]:
-    """The numbers above 0 of a list with commas."""
-    found = tuple(int(word) for word in words(text))
-    if min(found) < 1:
-        raise ValueError(text)
-    return found
 
 
 def refuse_misspelt_options(options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -172,8 +67,11 @@ def refuse_misspelt_options(options: argparse.Namespace, rest: Sequence[str]) ->
 def overrides_of(options: argparse.Namespace, rest: Sequence[str]) -> list[tuple[str, str]]:
     """What the command line sets; `verify` uses all cores unless told otherwise."""
     overrides = parse_overrides(rest)
-    is_bench = options.command is bench_command and _is_of_verdicts(options)
-    if options.command is verify_command or is_bench:
+    if options.command == "generate":
+        overrides.append(("data.path", str(options.config)))
+        overrides += [("model.source", options.model)] if options.model else []
+    is_bench = options.command == "bench" and _is_of_verdicts(options)
+    if options.command == "verify" or is_bench:
         named = dict(overrides)
         options.has_length_rule = options.rules is not None or "generator.max_tokens" in named
         if options.workers is not None:
@@ -185,11 +83,11 @@ def overrides_of(options: argparse.Namespace, rest: Sequence[str]) -> list[tuple
 
 def config_path(options: argparse.Namespace) -> Path | None:
     """The file that holds the config: the argument itself, or the one in the run it names."""
-    if options.command is verify_command:
+    if options.command in ("verify", "generate"):
         return options.rules
-    if options.command is bench_command and str(options.config) in ("verify", "decode", "train"):
+    if options.command == "bench" and str(options.config) in ("verify", "decode", "train"):
         return None
-    if options.command is not export_command:
+    if options.command not in ("export", "harvest"):
         return options.config
     path = options.config / "config.toml"
     if not path.is_file():
@@ -214,6 +112,36 @@ def sft_command(config: RunConfig, options: argparse.Namespace) -> int:
     return sft(config, folder, resume=options.resume)
 
 
+def harvest_command(config: RunConfig, options: argparse.Namespace) -> int:
+    from magistral_jax.tools.traces import harvest_run
+
+    return harvest_run(
+        config,
+        options.config,
+        options.out,
+        skip=options.skip,
+        cap=options.cap,
+        low_rate=options.low_rate,
+        upsample=options.upsample,
+        json_path=options.json,
+    )
+
+
+def generate_command(config: RunConfig, options: argparse.Namespace) -> int:
+    from magistral_jax.tools.traces import Wanted, generate
+
+    wanted = Wanted(
+        out=options.out,
+        count=options.n,
+        keep_correct=options.keep_correct,
+        run_dir=options.run_dir,
+        endpoint=options.endpoint,
+        endpoint_model=options.endpoint_model,
+        at_once=options.at_once,
+    )
+    return generate(config, wanted, json_path=options.json)
+
+
 def sample_command(config: RunConfig, options: argparse.Namespace) -> int:
     if options.chat:
         if options.question is not None or options.json is not None or options.count != 1:
@@ -233,13 +161,28 @@ def sample_command(config: RunConfig, options: argparse.Namespace) -> int:
 
 
 def eval_command(config: RunConfig, options: argparse.Namespace) -> int:
+    if options.on:
+        from magistral_jax.tools.measure import Wanted, measure_on
+
+        wanted = Wanted(
+            on=tuple(options.on),
+            out=options.out or Path("runs") / f"{config.name}-eval",
+            run_dir=options.run_dir,
+            limit=options.limit,
+            samples=options.samples,
+            top_p=options.top_p or 0.0,
+            endpoint=options.endpoint,
+            endpoint_model=options.endpoint_model,
+            at_once=options.at_once,
+        )
+        return measure_on(config, wanted, json_path=options.json)
     from magistral_jax.tools.ask import measure
 
     return measure(
         config,
         run_dir=options.run_dir,
         top_k=options.top_k,
-        top_p=options.top_p,
+        top_p=1.0 if options.top_p is None else options.top_p,
         json_path=options.json,
     )
 
@@ -328,6 +271,20 @@ def _is_of_verdicts(options: argparse.Namespace) -> bool:
 def _say(message: str, code: int) -> int:
     print(message, file=sys.stderr)
     return code
+
+
+COMMANDS: dict[str, Callable[[RunConfig, argparse.Namespace], int]] = {
+    "train": train_command,
+    "sft": sft_command,
+    "harvest": harvest_command,
+    "generate": generate_command,
+    "sample": sample_command,
+    "eval": eval_command,
+    "export": export_command,
+    "verify": verify_command,
+    "bench": bench_command,
+    "chaos": chaos_command,
+}
 
 
 if __name__ == "__main__":

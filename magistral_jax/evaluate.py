@@ -1,11 +1,14 @@
 """pass@1 over n samples of held-out problems, with an interval that treats problems as clusters."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from math import comb
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from scipy.stats import t as student
 
 from magistral_jax.types import Completion, Prompt, Verdict
 
@@ -94,13 +97,52 @@ def summarise(
 
 
 def interval(per_problem: Sequence[float]) -> tuple[float, float]:
-    """95% interval of the mean by the normal approximation, problems as the unit.
+    """95% interval of the mean of shares between 0 and 1, problems as the unit.
 
     The samples of one problem are alike, so counting them one by one would make it too narrow.
+    Wilson's interval, of as many independent trials as would spread the mean as much, with
+    Student's quantile. The spread counts one more problem, half of it solved and half of it not:
+    few problems that happen to agree say little about how far others would be off.
     """
     n = len(per_problem)
     if n < 2:
         return (0.0, 1.0)
-    mean = float(np.mean(per_problem))
-    half = 1.96 * float(np.std(per_problem, ddof=1)) / n**0.5
-    return (max(0.0, mean - half), min(1.0, mean + half))
+    shares = np.asarray(per_problem, np.float64)
+    mean = float(shares.mean())
+    squares = float(np.sum((shares - mean) ** 2)) + 0.5 * (mean**2 + (1 - mean) ** 2)
+    variance = squares / n**2
+    towards_half = (float(shares.sum()) + 0.5) / (n + 1)
+    trials = max(1.0, towards_half * (1 - towards_half) / variance)
+    z = float(student.ppf(0.975, n - 1))
+    centre = (mean + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    spread = mean * (1 - mean) / trials + z**2 / (4 * trials**2)
+    half = z / (1 + z**2 / trials) * spread**0.5
+    return (max(0.0, centre - half), min(1.0, centre + half))
+
+
+def pass_at(k: int, right: int, count: int) -> float:
+    """Unbiased chance that k of `count` samples, drawn without replacement, hold a right one
+    (Chen et al., 2021): 1 - C(count - right, k) / C(count, k)."""
+    assert 1 <= k <= count and 0 <= right <= count, (k, right, count)
+    return 1.0 - comb(count - right, k) / comb(count, k)
+
+
+def majority_at(k: int, answers: Sequence[str], is_right: Sequence[bool]) -> float:
+    """Share of the blocks of k samples whose commonest answer is right.
+
+    All right answers are one answer, however they are spelt; "" is none and never wins. Of answers
+    that are as common, the one that came first counts. Samples beyond the last whole block are left
+    out.
+    """
+    assert 1 <= k <= len(answers) == len(is_right), (k, len(answers), len(is_right))
+    named = [_RIGHT if right else answer for answer, right in zip(answers, is_right, strict=True)]
+    blocks = [named[at : at + k] for at in range(0, len(named) - k + 1, k)]
+    return float(np.mean([_commonest(block) == _RIGHT for block in blocks]))
+
+
+_RIGHT = "\0right"
+
+
+def _commonest(answers: Sequence[str]) -> str:
+    counts = Counter(answer for answer in answers if answer)
+    return counts.most_common(1)[0][0] if counts else ""

@@ -58,13 +58,14 @@ LAW = {
     "fingerprint": set(),
     "checkpoint": BASE | {"fingerprint"},
     "evaluate": BASE,
-    "recipes": BASE | ROOMS | SERVICES,
+    "recipes": BASE | {"rows"} | ROOMS | SERVICES,
     "asking": BASE | {"data", "tokenizer"},
     "build": BASE | ROOMS | SERVICES | {"recipes", "settings", "asking"},
     "session": BASE | ROOMS | SERVICES | {"recipes", "build"},
     "run": BASE | SERVICES | {"recipes", "settings", "build", "session"},
     "tools": BASE | {"rows"} | ROOMS | SERVICES | {"recipes", "settings", "build", "run"},
-    "__main__": BASE | SERVICES | {"recipes", "tools", "settings", "build", "run"},
+    "parser": {"config"},
+    "__main__": BASE | SERVICES | {"parser", "recipes", "tools", "settings", "build", "run"},
 }
 
 MAY_PRINT = {"__main__", "metrics", "console"}

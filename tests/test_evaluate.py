@@ -1,11 +1,12 @@
 """Accuracy counts problems, not samples; a check that failed counts for neither side."""
 
+import itertools
 from concurrent.futures import Future
 
 import numpy as np
 import pytest
 
-from magistral_jax.evaluate import evaluate, interval, summarise
+from magistral_jax.evaluate import evaluate, interval, majority_at, pass_at, summarise
 from magistral_jax.types import Completion, Problem, Prompt, Stalled, Verdict, VersionSpan
 
 REASON = {"right": "pass", "wrong": "wrong", "error": "error"}
@@ -87,12 +88,57 @@ def test_lengths_and_cuts_are_those_of_all_completions():
     assert found.truncated == pytest.approx(0.25)
 
 
-def test_the_interval_is_the_normal_one_over_problems():
-    per_problem = [0.0, 0.5, 1.0, 0.5, 0.25]
-    mean, n = sum(per_problem) / 5, 5
-    variance = sum((x - mean) ** 2 for x in per_problem) / (n - 1)
-    half = 1.96 * (variance / n) ** 0.5
-    assert interval(per_problem) == pytest.approx((mean - half, mean + half))
+DIFFICULTIES = {
+    "spread": lambda rng, n: rng.beta(0.5, 0.5, n),
+    "hard": lambda rng, n: rng.beta(0.2, 2.0, n),
+    "easy": lambda rng, n: rng.beta(5.0, 0.3, n),
+    "few solved": lambda rng, n: 0.9 * (rng.random(n) < 0.05),
+    "alike": lambda rng, n: np.full(n, 0.5),
+    "hardest": lambda rng, n: rng.beta(0.05, 2.0, n),
+}
+
+
+@pytest.mark.parametrize("problems, samples", [(30, 64), (30, 4), (83, 4), (200, 1), (500, 4)])
+@pytest.mark.parametrize("kind", DIFFICULTIES)
+def test_the_interval_covers_the_truth_of_1000_simulated_evaluations(kind, problems, samples):
+    rng, draw = np.random.default_rng(0), DIFFICULTIES[kind]
+    truth = float(np.mean(draw(rng, 400_000)))
+    hits = 0
+    for _ in range(1000):
+        shares = rng.binomial(samples, draw(rng, problems)) / samples
+        low, high = interval(shares.tolist())
+        hits += low <= truth <= high
+    assert hits >= 930
+
+
+def test_the_interval_narrows_with_problems_and_is_the_normal_one_of_many(rng):
+    shares = rng.random(100_000).tolist()
+    low, high = interval(shares)
+    half = 1.96 * float(np.std(shares)) / len(shares) ** 0.5
+    assert (high - low) / 2 == pytest.approx(half, rel=1e-2)
+    assert (low + high) / 2 == pytest.approx(np.mean(shares), abs=1e-4)
+    wide_low, wide_high = interval(shares[:100])
+    assert wide_high - wide_low > 10 * (high - low)
+
+
+@pytest.mark.parametrize(
+    ("right", "count", "k"), [(0, 4, 2), (1, 5, 3), (2, 6, 2), (6, 6, 1), (3, 8, 8)]
+)
+def test_pass_at_k_is_the_mean_over_all_subsets(right, count, k):
+    samples = [True] * right + [False] * (count - right)
+    subsets = list(itertools.combinations(samples, k))
+    assert pass_at(k, right, count) == pytest.approx(np.mean([any(s) for s in subsets]))
+
+
+def test_majority_at_k_is_that_of_each_block():
+    answers = ["4", "4.0", "5", "5", "", "5", "4", "", "5"]
+    is_right = [a.startswith("4") for a in answers]
+    # Blocks of three: {4, 4.0, 5} right; {5, "", 5} wrong; {4, "", 5} a tie, the first counts.
+    assert majority_at(3, answers, is_right) == pytest.approx(2 / 3)
+    assert majority_at(9, answers, is_right) == 0.0  # three right ones, four fives
+    assert majority_at(4, answers, is_right) == pytest.approx(1 / 2)  # 2:2 with 4 first; 5 twice
+    assert majority_at(1, answers, is_right) == pytest.approx(3 / 9)
+    assert majority_at(2, ["", ""], [False, False]) == 0.0
 
 
 def test_more_samples_of_the_same_problems_do_not_narrow_the_interval():

@@ -18,8 +18,6 @@ from magistral_jax.generator.sampling import Sampler
 from magistral_jax.model.params import Params
 from magistral_jax.types import Completion, Problem, Prompt, Snapshot, UserError, Verdict
 
-Progress = Callable[[str], None]
-
 
 def sample(
     config: RunConfig,
@@ -32,7 +30,7 @@ def sample(
     """Print `count` answers to the question, or one to each of `count` held-out problems."""
     if count < 1:
         raise UserError(f"--count is {count}; it must be at least 1.")
-    with policy(config, run_dir) as (run, snapshot, said):
+    with policy(config, run_dir) as (run, snapshot, console):
         prompts = chosen(run, count) if question is None else [asked(run, question)]
         each = 1 if question is None else count
         scheduler = run.scheduler(
@@ -44,7 +42,7 @@ def sample(
         )
         total = len(prompts) * each
         answers = scheduler.generate(
-            prompts, count=each, on_step=lambda done: said(f"answering: {done}/{total}")
+            prompts, count=each, on_step=lambda done: console.phase(f"answering: {done}/{total}")
         )
         rows = [
             described(run, prompt, completion)
@@ -72,7 +70,7 @@ def measure(
         raise UserError("eval.problems is 0; there is nothing to measure. Set at least 1.")
     if not 0 < top_p <= 1:
         raise UserError(f"--top-p is {top_p}; it must be above 0 and at most 1, which is off.")
-    with policy(config, run_dir) as (run, snapshot, said):
+    with policy(config, run_dir) as (run, snapshot, console):
         if not 0 <= top_k <= run.arch.vocab:
             raise UserError(
                 f"--top-k is {top_k}; it must lie between 0, which is off, and the "
@@ -86,7 +84,7 @@ def measure(
             run.heldout(e.problems),
             samples=e.samples,
             timeout_s=config.stall_s,
-            on_step=lambda done: said(f"measuring: {done}/{total}"),
+            on_step=lambda done: console.phase(f"measuring: {done}/{total}"),
         )
     low, high = found.accuracy_ci95
     row = {
@@ -108,26 +106,26 @@ def measure(
 
 
 @contextmanager
-def policy(config: RunConfig, run_dir: Path | None) -> Iterator[tuple[Run, Snapshot, Progress]]:
+def policy(config: RunConfig, run_dir: Path | None) -> Iterator[tuple[Run, Snapshot, Console]]:
     """The rooms, the weights to ask, and where to say how far it is."""
-    with policy_params(config, run_dir) as (run, params, version, said):
-        yield run, run.published(params, version), said
+    with policy_params(config, run_dir) as (run, params, version, console):
+        yield run, run.published(params, version), console
 
 
 @contextmanager
 def policy_params(
     config: RunConfig, run_dir: Path | None
-) -> Iterator[tuple[Run, Params, int, Progress]]:
+) -> Iterator[tuple[Run, Params, int, Console]]:
     """The same with float32 weights in the trainer's layout, and their version."""
     run = Run(config)
     try:
         with Console(0) as console:
-            yield run, *weights(run, run_dir, console.phase), console.phase
+            yield run, *weights(run, run_dir, console.phase), console
     finally:
         run.close()
 
 
-def weights(run: Run, run_dir: Path | None, said: Progress) -> tuple[Params, int]:
+def weights(run: Run, run_dir: Path | None, said: Callable[[str], None]) -> tuple[Params, int]:
     """Those of the run's newest checkpoint with their version, or the config's initial ones."""
     if run_dir is None:
         source = run.config.model.source

@@ -22,14 +22,14 @@ HELP = "/new begins anew, /exit or the end of input leaves, Ctrl-C cuts an answe
 
 def chat(config: RunConfig, *, run_dir: Path | None) -> int:
     """Answer the lines of stdin, one after the other, until it ends."""
-    with policy(config, run_dir) as (run, snapshot, said):
+    with policy(config, run_dir) as (run, snapshot, console):
         scheduler = run.scheduler(
             snapshot,
             engine=run.engine(2),
             stream=EVALUATION,
             sampler=Sampler(temperature=config.eval.temperature),
         )
-        said(HELP)
+        console.phase(HELP)
         messages: list[dict[str, str]] = []
         turn = 0
         while (line := _asked()) is not None:
@@ -43,7 +43,9 @@ def chat(config: RunConfig, *, run_dir: Path | None) -> int:
             tokens = np.array(run.tokenizer.chat(messages), np.int32)
             room = config.sequence_tokens - len(tokens)
             if room < 1:
-                said(f"the conversation is over {config.sequence_tokens} tokens; begin a /new one")
+                console.phase(
+                    f"the conversation is over {config.sequence_tokens} tokens; begin a /new one"
+                )
                 messages = messages[:-1]
                 continue
             problem = Problem(id=f"turn-{turn}", domain="math", question=line, answer="")

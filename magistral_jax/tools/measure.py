@@ -1,0 +1,275 @@
+"""`magistral-jax eval CONFIG --on NAME=PATH`: benchmarks, on our engine or any OpenAI endpoint.
+
+Every answer is written to `answers.jsonl` of the folder as soon as its problem is done, and figures
+are made from that file alone: the same command again goes on where it was stopped.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from magistral_jax.build import Run
+from magistral_jax.config import RunConfig
+from magistral_jax.console import Console, table
+from magistral_jax.data.files import rows_from
+from magistral_jax.generator.sampling import Sampler
+from magistral_jax.recipes.benchmarks import (
+    BENCHMARKS,
+    Benchmark,
+    Item,
+    answer_in,
+    figures,
+    item_of,
+    judged,
+)
+from magistral_jax.tools.answering import Answerer, Asked, Endpoint, OwnEngine, Said
+from magistral_jax.tools.ask import policy
+from magistral_jax.types import Prompt, UserError
+from magistral_jax.verifier.api import NO_LENGTH_RULE
+from magistral_jax.verifier.worker import VerifierPool
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the command line asks for."""
+
+    on: tuple[str, ...]
+    out: Path
+    run_dir: Path | None = None
+    limit: int = 0
+    """Problems of each benchmark, the first ones; 0: all."""
+    samples: int = 0
+    """Answers to each problem; 0: as the benchmark has it."""
+    top_p: float = 0.0
+    """0: as the benchmark has it."""
+    endpoint: str = ""
+    endpoint_model: str = ""
+    at_once: int = 8
+
+
+def measure_on(config: RunConfig, wanted: Wanted, *, json_path: Path | None) -> int:
+    """Answer, judge, store, and print the tables."""
+    named = [_named(text) for text in wanted.on]
+    wanted.out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    with (
+        _answering(config, wanted) as (who, version, answerer_of, run, console),
+        VerifierPool(NO_LENGTH_RULE, config.verifier) as pool,
+    ):
+        store = Store(wanted.out, {"who": who, "version": version, **_protocol(config, wanted)})
+        for name, path in named:
+            benchmark = BENCHMARKS[name]
+            items = _items(config, name, path, benchmark, console)[: wanted.limit or None]
+            answerer = answerer_of(wanted.top_p or benchmark.top_p)
+            count = wanted.samples or benchmark.samples
+            _answer(config, name, items, count, answerer, run, console, store, pool)
+            rows += _tables(name, store.rows(name, [item.id for item in items]))
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = [[row.get(column, "") for column in columns] for row in rows]
+    table(f"{who}, temperature {config.eval.temperature:g}", columns, cells, json_path)
+    return 0
+
+
+def _answer(
+    config: RunConfig,
+    name: str,
+    items: Sequence[Item],
+    samples: int,
+    answerer: Answerer,
+    run: Run | None,
+    console: Console,
+    store: "Store",
+    pool: VerifierPool,
+) -> None:
+    """Ask what is not in the store yet."""
+    missing = [item for item in items if not store.has(name, item.id)]
+    asked = []
+    for group, item in enumerate(missing):
+        tokens = [] if run is None else run.tokenizer.chat(item.messages)
+        if len(tokens) > config.data.max_prompt_tokens:
+            raise UserError(
+                f"{name}: problem {item.id!r} makes a prompt of {len(tokens)} tokens; "
+                f"data.max_prompt_tokens is {config.data.max_prompt_tokens}. Raise it."
+            )
+        prompt = Prompt(group=group, problem=item.problem, tokens=np.array(tokens, np.int32))
+        asked.append(Asked(prompt=prompt, messages=item.messages))
+    for number, (one, answers) in enumerate(answerer.answers(asked, samples), 1):
+        item = missing[one.prompt.group]
+        verdicts = [judged(item, said.text, pool) for said in answers]
+        rows = [
+            _row(name, item, sample, said, verdict.result(timeout=config.stall_s))
+            for sample, (said, verdict) in enumerate(zip(answers, verdicts, strict=True))
+        ]
+        store.add(name, item.id, rows)
+        console.phase(f"{name}: {number + len(items) - len(missing)}/{len(items)} problems")
+
+
+def _row(name: str, item: Item, sample: int, said: Said, verdict: Any) -> dict[str, Any]:
+    record = {}
+    if said.completion is not None:
+        record = {
+            "prompt_tokens": said.completion.prompt.tolist(),
+            "tokens": said.completion.tokens.tolist(),
+        }
+    return {
+        "benchmark": name,
+        "id": item.id,
+        "sample": sample,
+        "language": item.language,
+        "source": item.source,
+        "outcome": verdict.outcome,
+        "detail": verdict.detail,
+        **({"share": verdict.reward} if item.kind == "instructions" else {}),
+        "answer": answer_in(item, said.text),
+        "length": said.length,
+        "finish": said.finish,
+        "text": said.text,
+        **record,
+    }
+
+
+class Store:
+    """The answers in a folder: a line for each problem, with all of its answers."""
+
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        self._path = folder / "answers.jsonl"
+        described = folder / "about.json"
+        if described.exists():
+            before = json.loads(described.read_text("utf-8"))
+            differ = [name for name in about if before.get(name) != about[name]]
+            if differ:
+                raise UserError(
+                    f"--out {folder} holds answers with {differ[0]} {before.get(differ[0])!r}, and "
+                    f"now it is {about[differ[0]]!r}. Name another --out."
+                )
+        described.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        self._answers: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self._read()
+
+    def has(self, name: str, problem: str) -> bool:
+        return (name, problem) in self._answers
+
+    def add(self, name: str, problem: str, answers: list[dict[str, Any]]) -> None:
+        line = json.dumps({"benchmark": name, "id": problem, "answers": answers})
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        self._answers[name, problem] = answers
+
+    def rows(self, name: str, problems: Sequence[str]) -> list[dict[str, Any]]:
+        """All answers to these problems of a benchmark."""
+        return [row for problem in problems for row in self._answers[name, problem]]
+
+    def _read(self) -> None:
+        """What is there; a line that a kill has torn is cut off, and its problem asked again."""
+        if not self._path.exists():
+            return
+        whole = 0
+        for line in self._path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break
+            row = json.loads(line)
+            self._answers[row["benchmark"], row["id"]] = row["answers"]
+            whole += len(line)
+        with self._path.open("r+b") as file:
+            file.truncate(whole)
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not equals or not path or name not in BENCHMARKS:
+        raise UserError(
+            f"--on is {text!r}; it must be NAME=PATH, with a name of {', '.join(BENCHMARKS)}."
+        )
+    return name, path
+
+
+def _protocol(config: RunConfig, wanted: Wanted) -> dict[str, Any]:
+    """What answers in one folder must have in common."""
+    return {
+        "temperature": config.eval.temperature,
+        "top_p": wanted.top_p,
+        "samples": wanted.samples,
+        "max_tokens": config.generator.max_tokens,
+        "system_prompt": config.data.system_prompt,
+        "worked_examples": config.data.worked_examples,
+        "seed": config.seed,
+    }
+
+
+def _items(
+    config: RunConfig, name: str, path: str, benchmark: Benchmark, console: Console
+) -> list[Item]:
+    items, bad = [], 0
+    for place, row in rows_from(path, field=f"--on {name}", columns=config.data.columns):
+        try:
+            if isinstance(row, UserError):
+                raise row
+            items.append(
+                item_of(
+                    place,
+                    row,
+                    benchmark.kind,
+                    system_prompt=config.data.system_prompt,
+                    worked_examples=config.data.worked_examples,
+                )
+            )
+        except UserError as fault:
+            bad += 1
+            if bad <= _SHOWN:
+                console.note(f"left out: {fault}")
+    if bad:
+        console.note(f"{name}: {bad} rows of {path} are left out")
+    if not items:
+        raise UserError(f"--on {name}={path}: it holds no problem of this benchmark.")
+    return items
+
+
+@contextmanager
+def _answering(
+    config: RunConfig, wanted: Wanted
+) -> Iterator[tuple[str, int, Callable[[float], Answerer], Run | None, Console]]:
+    """Who answers, at which version, how to ask at a top-p, and the run if it is ours."""
+    if wanted.endpoint:
+        with Console(0) as console:
+
+            def over_there(top_p: float) -> Answerer:
+                return Endpoint(
+                    wanted.endpoint,
+                    wanted.endpoint_model,
+                    temperature=config.eval.temperature,
+                    top_p=top_p,
+                    max_tokens=config.generator.max_tokens,
+                    at_once=wanted.at_once,
+                    stall_s=config.stall_s,
+                )
+
+            who = f"{wanted.endpoint_model or 'default'} at {wanted.endpoint}"
+            yield who, 0, over_there, None, console
+        return
+    with policy(config, wanted.run_dir) as (run, snapshot, console):
+
+        def here(top_p: float) -> Answerer:
+            return OwnEngine(
+                run, snapshot, Sampler(temperature=config.eval.temperature, top_p=top_p)
+            )
+
+        who = str(wanted.run_dir or config.model.start or config.model.source)
+        yield who, snapshot.version, here, run, console
+
+
+def _tables(name: str, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A benchmark's figures, and those of each language and each source where there are several."""
+    yield {"benchmark": name, **figures(rows)}
+    for key in ("language", "source"):
+        values = sorted({row[key] for row in rows})
+        if len(values) > 1:
+            for value in values:
+                mine = [row for row in rows if row[key] == value]
+                yield {"benchmark": f"{name} ({value})", **figures(mine)}
