@@ -134,6 +134,7 @@ def generate_command(config: RunConfig, options: argparse.Namespace) -> int:
         out=options.out,
         count=options.n,
         keep_correct=options.keep_correct,
+        rates=options.rates,
         run_dir=options.run_dir,
         endpoint=options.endpoint,
         endpoint_model=options.endpoint_model,
@@ -174,6 +175,7 @@ def eval_command(config: RunConfig, options: argparse.Namespace) -> int:
             endpoint=options.endpoint,
             endpoint_model=options.endpoint_model,
             at_once=options.at_once,
+            peer_python=options.peer_python,
         )
         return measure_on(config, wanted, json_path=options.json)
     from magistral_jax.tools.ask import measure

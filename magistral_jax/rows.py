@@ -121,6 +121,18 @@ def _tests(place: str, row: Mapping[str, Any]) -> CodeTests:
     )
 
 
+def row_of_tests(tests: CodeTests) -> dict[str, Any]:
+    """The keys of a row that say how a program is judged: `problem_of` reads them back."""
+    kinds: dict[str, Any] = {
+        "tests": [{"stdin": stdin, "stdout": stdout} for stdin, stdout in tests.stdio],
+        "asserts": list(tests.asserts),
+        "test_code": tests.test_code,
+        "setup": tests.setup,
+        "entry_point": tests.entry_point,
+    }
+    return {**{name: value for name, value in kinds.items() if value}, "checker": tests.checker}
+
+
 def _list(place: str, row: Mapping[str, Any], key: str) -> list[Any]:
     value = row.get(key) or []
     if not isinstance(value, list):

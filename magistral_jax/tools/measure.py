@@ -5,6 +5,7 @@ are made from that file alone: the same command again goes on where it was stopp
 """
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from magistral_jax.recipes.benchmarks import (
 )
 from magistral_jax.tools.answering import Answerer, Asked, Endpoint, OwnEngine, Said
 from magistral_jax.tools.ask import policy
+from magistral_jax.tools.export import write_model
+from magistral_jax.tools.peers.common import greedy_answers
 from magistral_jax.types import Prompt, UserError
 from magistral_jax.verifier.api import NO_LENGTH_RULE
 from magistral_jax.verifier.worker import VerifierPool
@@ -52,6 +55,8 @@ class Wanted:
     endpoint: str = ""
     endpoint_model: str = ""
     at_once: int = 8
+    peer_python: str = ""
+    """An interpreter that has transformers: let it answer the same prompts, greedily."""
 
 
 def measure_on(config: RunConfig, wanted: Wanted, *, json_path: Path | None) -> int:
@@ -70,7 +75,17 @@ def measure_on(config: RunConfig, wanted: Wanted, *, json_path: Path | None) -> 
             answerer = answerer_of(wanted.top_p or benchmark.top_p)
             count = wanted.samples or benchmark.samples
             _answer(config, name, items, count, answerer, run, console, store, pool)
-            rows += _tables(name, store.rows(name, [item.id for item in items]))
+            answers = store.rows(name, [item.id for item in items])
+            rows += _tables(name, answers)
+            if wanted.peer_python:
+                if run is None or config.eval.temperature != 0 or count != 1:
+                    raise UserError(
+                        "--peer-python compares greedy answers of our own engine: set "
+                        "--eval.temperature 0 and --samples 1, and leave --endpoint out."
+                    )
+                console.phase(f"{name}: transformers answers {len(items)} prompts")
+                peer = _peer_rows(run, wanted, items, answers, pool)
+                rows.append({"benchmark": f"{name} (transformers)", **figures(peer)})
     columns = list(dict.fromkeys(column for row in rows for column in row))
     cells = [[row.get(column, "") for column in columns] for row in rows]
     table(f"{who}, temperature {config.eval.temperature:g}", columns, cells, json_path)
@@ -133,6 +148,44 @@ def _row(name: str, item: Item, sample: int, said: Said, verdict: Any) -> dict[s
         "text": said.text,
         **record,
     }
+
+
+def _peer_rows(
+    run: Run,
+    wanted: Wanted,
+    items: Sequence[Item],
+    answers: Sequence[dict[str, Any]],
+    pool: VerifierPool,
+) -> list[dict[str, Any]]:
+    """What transformers says to the same prompt tokens, judged as ours is."""
+    with tempfile.TemporaryDirectory() as folder:
+        params = (
+            run.saved_params(wanted.run_dir, "--run-dir")[0]
+            if wanted.run_dir
+            else run.initial_params()
+        )
+        write_model(Path(folder), run, params, "float32")
+        found = greedy_answers(
+            Path(folder),
+            [row["prompt_tokens"] for row in answers],
+            new_tokens=run.config.generator.max_tokens,
+            stop=run.tokenizer.stop_ids[0],
+            python=wanted.peer_python,
+        )
+    texts = [run.tokenizer.decode(tokens) for tokens in found]
+    verdicts = [judged(item, text, pool) for item, text in zip(items, texts, strict=True)]
+    return [
+        {
+            **row,
+            "outcome": verdict.result(timeout=run.config.stall_s).outcome,
+            "answer": answer_in(item, text),
+            "length": len(tokens),
+            "finish": "length" if len(tokens) == run.config.generator.max_tokens else "stop",
+        }
+        for row, item, text, tokens, verdict in zip(
+            answers, items, texts, found, verdicts, strict=True
+        )
+    ]
 
 
 class Store:

@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from magistral_jax.data.sources import Sums, problems_of
 from magistral_jax.generator.sampling import Sampler
 from magistral_jax.metrics import COMPLETIONS
 from magistral_jax.recipes.harvest import harvest, pass_rates
+from magistral_jax.rows import row_of_tests
 from magistral_jax.tools.answering import Answerer, Asked, Endpoint, OwnEngine, Said
 from magistral_jax.tools.ask import policy
 from magistral_jax.types import Problem, Prompt, UserError, Verdict
@@ -108,6 +109,8 @@ class Wanted:
     count: int
     """Answers to each problem."""
     keep_correct: bool
+    rates: Path | None = None
+    """Also write the problems with their pass rates there, as data.path reads them."""
     run_dir: Path | None = None
     endpoint: str = ""
     endpoint_model: str = ""
@@ -140,6 +143,9 @@ def generate(config: RunConfig, wanted: Wanted, *, json_path: Path | None) -> in
             kept = [row for row in rows if row["correct"] or not wanted.keep_correct]
             with wanted.out.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(row) + "\n" for row in kept))
+            if wanted.rates is not None:
+                with wanted.rates.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(_rated(one.prompt.problem, rows)) + "\n")
             with done_path.open("a", encoding="utf-8") as file:
                 file.write(_name(one) + "\n")
             counts["problems"] += 1
@@ -187,6 +193,14 @@ def _trace(problem: Problem, said: Said, verdict: Verdict, run: Run | None) -> M
         row["tokens"] = said.completion.tokens.tolist()
         row["tokenizer"] = tokenizer_mark(run.tokenizer)
     return row
+
+
+def _rated(problem: Problem, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The problem as a row of data; without a pass rate if no check worked."""
+    judged = [row["correct"] for row in rows if row["outcome"] != "error"]
+    row = {name: value for name, value in _of_problem(problem, "").items() if name != "response"}
+    tests = {} if problem.tests is None else row_of_tests(problem.tests)
+    return {**row, **tests, **({"pass_rate": sum(judged) / len(judged)} if judged else {})}
 
 
 @contextmanager

@@ -77,6 +77,20 @@ def measure_train_peer(
     return seconds, peak
 
 
+def greedy_answers(
+    model: Path, prompts: list[list[int]], *, new_tokens: int, stop: int, python: str = ""
+) -> list[list[int]]:
+    """What transformers answers to each prompt, greedily in float32, up to its stop token."""
+    longest = max(map(len, prompts))
+    padded = np.full((len(prompts), longest), -1, np.int32)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    threads = len(os.sched_getaffinity(0))
+    options = {"new-tokens": new_tokens, "stop": stop, "threads": threads}
+    script = "transformers_greedy.py"
+    return _answer("transformers", script, model, {"prompts": padded}, options, python)
+
+
 def _answer(
     peer: str,
     script: str,
