@@ -37,6 +37,7 @@ from magistral_jax.model.sharding import (
 )
 from magistral_jax.model.sources import resolve
 from magistral_jax.recipes.agreement import Probe
+from magistral_jax.recipes.exam import Exam
 from magistral_jax.recipes.updates import train_batch
 from magistral_jax.recipes.warmup import warm_up
 from magistral_jax.tally import Tally
@@ -243,6 +244,23 @@ class Run(Asking):
             rows=config.batch.rows,
             head_tokens=config.trainer.head_tokens,
             long_row=config.trainer.long_row,
+            every=config.metrics.probe_every,
+        )
+
+    def exam(self) -> Exam | None:
+        """The evaluation beside training, in slots of its own."""
+        e = self.config.eval
+        if e.every == 0 or e.problems == 0:
+            return None
+        sampler = Sampler(temperature=e.temperature)
+        slots = self.engine(e.slots, self.config.pages_for(e.slots))
+        return Exam(
+            partial(self.scheduler, engine=slots, stream=EVALUATION, sampler=sampler),
+            self.heldout(e.problems),
+            self.judge,
+            samples=e.samples,
+            every=e.every,
+            stall_s=self.config.stall_s,
         )
 
     # The verifier.
@@ -356,7 +374,7 @@ class Run(Asking):
             train=partial(train_batch, trainer, tell=self._told, folder=self.folder),
             push=lambda version: self.published(trainer.params, version),
             mailbox=Mailbox(),
-            probe=self.probe(),
+            beside=[one for one in (self.probe(), self.exam()) if one is not None],
             tally=self.tally,
             ledger=self.ledger,
             wants_frontier=wants_frontier,

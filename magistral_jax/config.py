@@ -286,6 +286,11 @@ class EvalConfig:
     """Completions per problem; accuracy is their mean (pass@1)."""
     temperature: float = 0.7
     """Sampling temperature of evaluations (the paper's)."""
+    every: int = 0
+    """Weight updates between evaluations during training, each of one version and beside it; 0:
+    only before and after."""
+    slots: int = 16
+    """Sequences that such an evaluation decodes at once, in a cache of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,6 +67,8 @@ def _positive(c: RunConfig) -> list[Rule]:
         "seed": (c.seed, 0),
         "eval.problems": (c.eval.problems, 0),
         "eval.samples": (c.eval.samples, 1),
+        "eval.every": (c.eval.every, 0),
+        "eval.slots": (c.eval.slots, 2),
         "checkpoint.every": (c.checkpoint.every, 1),
         "checkpoint.keep": (c.checkpoint.keep, 1),
         "mesh.trainer_fsdp": (c.mesh.trainer_fsdp, 1),

@@ -109,8 +109,7 @@ class GeneratorLoop:
         config, rooms, generation = self._config, self._rooms, self._generation
         generator, ledger = rooms.generator, rooms.ledger
         busy, is_waiting = monotonic(), False
-        if rooms.probe is not None:
-            rooms.probe.start(generator.snapshot)
+        generation.begin_beside(generator.snapshot)
         for prompt, completion in rooms.backlog.unjudged():
             self._hand_on((prompt, completion, rooms.judge(prompt, completion)))
         while not self.done.is_set():
@@ -135,8 +134,7 @@ class GeneratorLoop:
                         f"generator waited {config.stall_s:g} s for the trainer to use "
                         "the groups dispatched so far"
                     )
-            if rooms.probe is not None and rooms.probe.is_running:
-                generation.probe()
+            generation.measure()
             if is_closed:
                 rooms.tally.add("time/wait_admission", monotonic() - began)
 

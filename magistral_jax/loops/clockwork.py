@@ -128,7 +128,7 @@ class Clockwork:
                 ) from None
         self._update = None
         self._generation.swap(snapshot)
-        self._generation.probe_to_the_end(snapshot)
+        self._generation.measure_to_the_end(snapshot)
         step = update.version + 1
         wanted = rooms.wants_frontier(step)
         report(rooms, step, self.picture(report=True) if wanted else plain_picture(rooms))

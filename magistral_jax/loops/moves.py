@@ -113,27 +113,31 @@ class Generation:
         if snapshot is None:
             return
         self.swap(snapshot)
-        probe, every = self._rooms.probe, self._config.metrics.probe_every
-        if probe is not None and not probe.is_running and snapshot.version % every == 0:
-            probe.start(snapshot)
+        self.begin_beside(snapshot)
 
-    def probe(self) -> None:
-        """One step of the measurement under way."""
-        probe = self._rooms.probe
-        assert probe is not None
-        before, ledger = probe.tokens, self._rooms.ledger
-        with ledger.doing(GENERATOR, "evaluation", "the probe"):
-            note(self._rooms, probe.step() or {})
-        ledger.sampled(probe.tokens - before)
-        ledger.fate("evaluation", probe.tokens - before)
+    def begin_beside(self, snapshot: Snapshot) -> None:
+        """Begin the measurements that are due at this version; one still under way goes on."""
+        for one in self._rooms.beside:
+            if not one.is_running and snapshot.version % one.every == 0:
+                one.start(snapshot)
 
-    def probe_to_the_end(self, snapshot: Snapshot) -> None:
-        probe, every = self._rooms.probe, self._config.metrics.probe_every
-        if probe is None or snapshot.version % every != 0:
-            return
-        probe.start(snapshot)
-        while probe.is_running:
-            self.probe()
+    def measure(self) -> None:
+        """One step of each measurement under way."""
+        ledger = self._rooms.ledger
+        for one in self._rooms.beside:
+            if not one.is_running:
+                continue
+            before = one.tokens
+            with ledger.doing(GENERATOR, "evaluation", one.name):
+                note(self._rooms, one.step() or {})
+            ledger.sampled(one.tokens - before)
+            ledger.fate("evaluation", one.tokens - before)
+
+    def measure_to_the_end(self, snapshot: Snapshot) -> None:
+        """All that is due at this version, while nothing else goes on."""
+        self.begin_beside(snapshot)
+        while any(one.is_running for one in self._rooms.beside):
+            self.measure()
 
     def picture(self, *, frontier: bool, report: bool = True) -> Picture:
         """What was counted and judged since the last report and, with `frontier`, all that a

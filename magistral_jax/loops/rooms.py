@@ -92,10 +92,15 @@ class Mailbox(Protocol):
 
 
 @runtime_checkable
-class Probe(Protocol):
-    """Measures the sampler-trainer difference at one pinned version, beside the decoding."""
+class Beside(Protocol):
+    """Measures something at one pinned version, beside the decoding: whether sampler and trainer
+    agree, how good the policy is."""
 
+    name: str
+    every: int
+    """Weight updates from one to the next."""
     tokens: int
+    """Sampled so far."""
 
     def start(self, snapshot: Snapshot) -> None: ...
     def step(self) -> dict[str, float] | None: ...
@@ -118,7 +123,7 @@ class Rooms:
     push: Callable[[int], Snapshot]
     """The trainer's weights as this version, complete on the generator's devices."""
     mailbox: Mailbox
-    probe: Probe | None
+    beside: Sequence[Beside]
     tally: Tally
     ledger: Ledger
     wants_frontier: Callable[[int], bool]

@@ -35,6 +35,6 @@ def run_sync(config: RunConfig, rooms: Rooms, *, start: int = 0) -> None:
         with rooms.ledger.doing(GENERATOR, "wait_admission", f"update {version + 1}"):
             snapshot = learn(rooms, groups, version)
         generation.swap(snapshot)
-        generation.probe_to_the_end(snapshot)
+        generation.measure_to_the_end(snapshot)
         step = version + 1
         report(rooms, step, generation.picture(frontier=rooms.wants_frontier(step)))

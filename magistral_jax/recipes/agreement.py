@@ -33,7 +33,10 @@ class Probe:
         rows: int,
         head_tokens: int,
         long_row: int = LONG_ROW,
+        every: int = 1,
     ) -> None:
+        """`every`: weight updates from one measurement to the next."""
+        self.name, self.every = "the probe", every
         self._make_scheduler, self._prompts = make_scheduler, prompts
         self._row_tokens, self._rows, self._head_tokens = row_tokens, rows, head_tokens
         self._long_row = long_row

@@ -53,7 +53,6 @@ def make_config(
     steps=5,
     in_flight=4,
     stall_s=5.0,
-    probe_every=0,
     group_size=G,
     groups_per_batch=GROUPS_PER_BATCH,
     kv="refill",
@@ -65,7 +64,7 @@ def make_config(
         generator=GeneratorConfig(group_size=group_size, in_flight=in_flight),
         batch=BatchConfig(completions=group_size * groups_per_batch, max_lag=max_lag),
         trainer=TrainerConfig(steps=steps),
-        metrics=MetricsConfig(probe_every=probe_every),
+        metrics=MetricsConfig(probe_every=0),
         checkpoint=CheckpointConfig(kv=kv),
     )
 
@@ -157,7 +156,7 @@ class Script:
             train=self.train,
             push=self.push,
             mailbox=Mailbox(),
-            probe=None,
+            beside=(),
             tally=self.tally,
             ledger=self.ledger,
             wants_frontier=self.wants_frontier,

@@ -253,6 +253,8 @@ def test_one_wait_is_told_once():
 class Probe:
     """Takes three of the generator's steps, whatever else goes on."""
 
+    name, every = "the probe", 2
+
     def __init__(self):
         self.started, self.left, self.tokens = [], 0, 0
 
@@ -269,9 +271,9 @@ class Probe:
 
 
 def test_a_probe_starts_with_the_run_and_then_every_so_many_updates():
-    config = make_config(max_lag=1, steps=6, probe_every=2)
+    config = make_config(max_lag=1, steps=6)
     probe = Probe()
-    script = Script(config, train_delay=lambda: 0.02).play(run_async, probe=probe)
+    script = Script(config, train_delay=lambda: 0.02).play(run_async, beside=(probe,))
     assert probe.started[0] == 0
     assert set(probe.started[1:]) <= {2, 4, 6} and 4 in probe.started
     assert any("mismatch/logprob_abs_max" in row.values for row in script.rows)
