@@ -84,7 +84,7 @@ def item_of(
         problem = Problem(id=text_in(place, row, "id"), domain="math", question=question, answer="")
         messages = [{"role": "user", "content": question}]
         if kind == "functions":
-            from magistral_jax.verifier.functions import tools_prompt
+            from magistral_jax.verifier.calling import tools_prompt
 
             asked = f"{tools_prompt(row['functions'])}\n\n{question}"
             messages = [{"role": "user", "content": asked}]
@@ -120,13 +120,13 @@ def _judged_here(item: Item, answer: str) -> Verdict:
     """Checks that are linear in the answer, and run none of it."""
     row = item.row
     if item.kind == "functions":
-        from magistral_jax.verifier.functions import calls_in, mistake_in
+        from magistral_jax.verifier.calling import calls_in, mistake_in
 
         fault = mistake_in(calls_in(answer), row["functions"], row["answer"])
         return Verdict(
             reward=0.0, parts={}, reason="wrong" if fault else "pass", detail=fault[:120]
         )
-    from magistral_jax.verifier.instructions.check import all_followed
+    from magistral_jax.verifier.following.check import all_followed
 
     kinds = row["instruction_id_list"]
     followed = all_followed(kinds, row["kwargs"], answer, item.problem.question)
