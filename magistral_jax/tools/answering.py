@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from magistral_jax.build import Run
 from magistral_jax.generator.sampling import Sampler
@@ -42,6 +42,7 @@ class Said:
     """The token record, if our own engine answered."""
 
 
+@runtime_checkable
 class Answerer(Protocol):
     def answers(self, asked: Sequence[Asked], count: int) -> Iterator[tuple[Asked, list[Said]]]: ...
 
@@ -137,6 +138,7 @@ class Endpoint:
                 # Too many requests and the server's own failures pass; all else is ours.
                 is_passing = fault.code == 429 or fault.code >= 500
                 said = f"{fault.code} {fault.reason}"
+                fault.close()
                 if not is_passing or attempt == TRIES:
                     raise RunFailed(f"{self._url} answered {said}") from fault
             except (OSError, ValueError, LookupError, TypeError) as fault:

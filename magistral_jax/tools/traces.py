@@ -18,6 +18,7 @@ from magistral_jax.data.prompts import conversation
 from magistral_jax.data.sources import Sums, problems_of
 from magistral_jax.generator.sampling import Sampler
 from magistral_jax.metrics import COMPLETIONS
+from magistral_jax.recipes.benchmarks import content_of
 from magistral_jax.recipes.harvest import harvest, pass_rates
 from magistral_jax.rows import row_of_tests
 from magistral_jax.tools.answering import Answerer, Asked, Endpoint, OwnEngine, Said
@@ -135,7 +136,7 @@ def generate(config: RunConfig, wanted: Wanted, *, json_path: Path | None) -> in
     ):
         asked = [one for one in _asked(config, run, console) if _name(one) not in done]
         for number, (one, answers) in enumerate(answerer.answers(asked, wanted.count), 1):
-            verdicts = [pool.submit(one.prompt.problem, said.text, said.length) for said in answers]
+            verdicts = [content_of(one.prompt.problem, said.text, pool) for said in answers]
             rows = [
                 _trace(one.prompt.problem, said, verdict.result(timeout=config.stall_s), run)
                 for said, verdict in zip(answers, verdicts, strict=True)

@@ -10,7 +10,7 @@ from typing import Any
 from magistral_jax.verifier.following import common, french, japanese, spanish
 from magistral_jax.verifier.following.common import Checker
 
-MOST_CHARS = 1_000_000
+MOST_CHARS = 200_000
 
 _EVERYWHERE: dict[str, Checker] = {
     "combination:repeat_prompt": common.repeat_prompt,

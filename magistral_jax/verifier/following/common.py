@@ -30,6 +30,8 @@ _QUOTES = {
     "fr": (('"', '"'), ("«", "»"), ("“", "”")),
     "ja": (("「", "」"),),
 }
+_TOLD = 5_000
+"""Characters from the start that tell a language."""
 _COMMAS = {"ja": "、,，"}
 _FENCE = re.compile(r"^```(?:json)?\s*\n?(.*?)\n?```$", re.IGNORECASE | re.DOTALL)
 
@@ -123,9 +125,9 @@ def json_format(response: str, arguments: Arguments, prompt: str, language: str)
 
 def multiple_sections(response: str, arguments: Arguments, prompt: str, language: str) -> bool:
     name = re.escape(str(arguments["section_spliter"]))
-    pattern = (
-        rf"第?\s*[\d０-９一二三四五六七八九十]+\s*{name}" if language == "ja" else rf"{name}\s?\d+"
-    )
+    pattern = rf"{name}\s?\d+"
+    if language == "ja":
+        pattern = rf"第?[ 　]?[\d０-９一二三四五六七八九十]{{1,9}}[ 　]?{name}"
     return related(len(re.findall(pattern, response)), arguments, "relation", "num_sections")
 
 
@@ -196,9 +198,9 @@ def all_lowercase(response: str, arguments: Arguments, prompt: str, language: st
 
 
 def response_language(response: str, arguments: Arguments, prompt: str, language: str) -> bool:
-    return detect_language(response) == str(arguments["language"])
+    return detect_language(response[:_TOLD]) == str(arguments["language"])
 
 
 def _may_be(text: str, language: str) -> bool:
     """Whether a text is in the language, or in none that can be told."""
-    return detect_language(text) in (language, "unknown")
+    return detect_language(text[:_TOLD]) in (language, "unknown")

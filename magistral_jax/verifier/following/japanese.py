@@ -12,8 +12,8 @@ from magistral_jax.verifier.following.words import (
 )
 
 _ITEM = re.compile(r"^[ \t]*[\d０-９]+[.．、)）][ \t]*\S", re.MULTILINE)
-_KANJI = "[一-鿿㐀-䶿々〆]+"
-_READ = re.compile(rf"{_KANJI}[（(][ぁ-ゖー・ ]+[）)]")
+_KANJI = re.compile("[一-鿿㐀-䶿々〆]+")
+_READING = re.compile("[（(][ぁ-ゖー・ ]{1,100}[）)]")
 
 
 def nominal_ending(response: str, arguments: Arguments, prompt: str, language: str) -> bool:
@@ -35,8 +35,8 @@ def number_letters(response: str, arguments: Arguments, prompt: str, language: s
 
 def furigana(response: str, arguments: Arguments, prompt: str, language: str) -> bool:
     """Every run of kanji has its reading in brackets right behind it, and there is one."""
-    runs = len(re.findall(_KANJI, response))
-    return runs > 0 and runs == len(_READ.findall(response))
+    ends = [run.end() for run in _KANJI.finditer(response)]
+    return len(ends) > 0 and all(_READING.match(response, end) for end in ends)
 
 
 def hiragana_only(response: str, arguments: Arguments, prompt: str, language: str) -> bool:
