@@ -93,7 +93,34 @@ def _positive(c: RunConfig) -> list[Rule]:
         "model.shape.rope_theta": c.model.shape.rope_theta,
         "model.shape.norm_eps": c.model.shape.norm_eps,
     }
-    between = {
+    return [
+        *(
+            (v < low, f"{name} is {v}; it must be at least {low}.")
+            for name, (v, low) in at_least.items()
+        ),
+        *((v <= 0, f"{name} is {v}; it must be above 0.") for name, v in above_zero.items()),
+        *(
+            (not low <= v <= high, f"{name} is {v}; it must lie between {low} and {high}.")
+            for name, (v, low, high) in _between(c).items()
+        ),
+        (
+            not c.name or c.name in (".", "..") or "/" in c.name,
+            f"name is {c.name!r}; it names the run folder, so it must be a plain word.",
+        ),
+        (
+            c.eval.temperature < 0,
+            f"eval.temperature is {c.eval.temperature}; 0 is greedy, below is nothing.",
+        ),
+        (
+            c.trainer.learning_rate < 0,
+            f"trainer.learning_rate is {c.trainer.learning_rate}; it must not be negative.",
+        ),
+    ]
+
+
+def _between(c: RunConfig) -> dict[str, tuple[float, float, float]]:
+    """Shares: the field, its value, its least and its most."""
+    return {
         "data.heldout_percent": (c.data.heldout_percent, 0, 99),
         "data.worked_examples": (c.data.worked_examples, 0, 3),
         "warmup.worked_share": (c.warmup.worked_share, 0, 1),
@@ -109,29 +136,6 @@ def _positive(c: RunConfig) -> list[Rule]:
         "verifier.length_penalty": (c.verifier.length_penalty, 0, 1),
         "generator.top_p": (c.generator.top_p, 1e-6, 1),
     }
-    return [
-        *(
-            (v < low, f"{name} is {v}; it must be at least {low}.")
-            for name, (v, low) in at_least.items()
-        ),
-        *((v <= 0, f"{name} is {v}; it must be above 0.") for name, v in above_zero.items()),
-        *(
-            (not low <= v <= high, f"{name} is {v}; it must lie between {low} and {high}.")
-            for name, (v, low, high) in between.items()
-        ),
-        (
-            not c.name or c.name in (".", "..") or "/" in c.name,
-            f"name is {c.name!r}; it names the run folder, so it must be a plain word.",
-        ),
-        (
-            c.eval.temperature < 0,
-            f"eval.temperature is {c.eval.temperature}; 0 is greedy, below is nothing.",
-        ),
-        (
-            c.trainer.learning_rate < 0,
-            f"trainer.learning_rate is {c.trainer.learning_rate}; it must not be negative.",
-        ),
-    ]
 
 
 def _generator_rules(c: RunConfig) -> list[Rule]:

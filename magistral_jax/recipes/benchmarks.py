@@ -126,7 +126,7 @@ def _judged_here(item: Item, answer: str) -> Verdict:
         return Verdict(
             reward=0.0, parts={}, reason="wrong" if fault else "pass", detail=fault[:120]
         )
-    from magistral_jax.verifier.following.check import all_followed
+    from magistral_jax.verifier.instructions.check import all_followed
 
     kinds = row["instruction_id_list"]
     followed = all_followed(kinds, row["kwargs"], answer, item.problem.question)

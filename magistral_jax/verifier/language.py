@@ -199,6 +199,8 @@ def _probabilities(text: str) -> dict[str, float]:
         warm()
     assert _model is not None
     # The package's own `predict` fails on numpy 2 in one reader and on lists in the other.
+    # Half a surrogate pair is no character, and the reader refuses the whole text for it.
+    text = text.encode("utf-8", "replace").decode("utf-8")
     line = " ".join(text.split()) + "\n"
     found = _model.f.predict(line, _CANDIDATES, 0.0, "strict")
     return {label.removeprefix("__label__"): probability for probability, label in found}

@@ -172,6 +172,11 @@ def test_another_script_may_name_but_not_speak(text, language):
     assert detect_language(text) == language
 
 
+def test_half_a_surrogate_pair_does_not_break_it():
+    text = "The weather is \ud800fine today and we walk along\udfff the river with our friends."
+    assert detect_language(text) == "en"
+
+
 def test_one_foreign_sentence_in_a_long_thought_is_seen():
     thought = SENTENCES["en"] * 2
     assert detect_language(" ".join(thought)) == "en"
