@@ -118,7 +118,7 @@ def _positive(c: RunConfig) -> list[Rule]:
     ]
 
 
-def _between(c: RunConfig) -> dict[str, tuple[float, float, float]]:
+def _between(c: RunConfig) -> dict[str, tuple[float | int, float | int, float | int]]:
     """Shares: the field, its value, its least and its most."""
     return {
         "data.heldout_percent": (c.data.heldout_percent, 0, 99),
