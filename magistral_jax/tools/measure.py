@@ -259,20 +259,24 @@ def _protocol(config: RunConfig, wanted: Wanted) -> dict[str, Any]:
 def _items(
     config: RunConfig, name: str, path: str, benchmark: Benchmark, console: Console
 ) -> list[Item]:
-    items, bad = [], 0
+    items: list[Item] = []
+    names: set[str] = set()
+    bad = 0
     for place, row in rows_from(path, field=f"--on {name}", columns=config.data.columns):
         try:
             if isinstance(row, UserError):
                 raise row
-            items.append(
-                item_of(
-                    place,
-                    row,
-                    benchmark.kind,
-                    system_prompt=config.data.system_prompt,
-                    worked_examples=config.data.worked_examples,
-                )
+            item = item_of(
+                place,
+                row,
+                benchmark.kind,
+                system_prompt=config.data.system_prompt,
+                worked_examples=config.data.worked_examples,
             )
+            if item.id in names:
+                raise UserError(f"{place}: id {item.id!r} is taken; ids must differ.")
+            names.add(item.id)
+            items.append(item)
         except UserError as fault:
             bad += 1
             if bad <= _SHOWN:

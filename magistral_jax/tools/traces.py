@@ -129,6 +129,9 @@ def generate(config: RunConfig, wanted: Wanted, *, json_path: Path | None) -> in
         raise UserError("no problems: name a file of them.")
     done_path = wanted.out.with_name(wanted.out.name + ".done")
     done = set(done_path.read_text("utf-8").split("\n")) if done_path.exists() else set()
+    for path in (wanted.out, wanted.rates):
+        if path is not None and path.exists():
+            keep_of(path, done)
     counts = {"problems": 0, "answers": 0, "right": 0, "not judged": 0, "written": 0}
     with (
         _teacher(config, wanted) as (answerer, run, console),
@@ -159,8 +162,22 @@ def generate(config: RunConfig, wanted: Wanted, *, json_path: Path | None) -> in
     return 0
 
 
+def keep_of(path: Path, done: set[str]) -> None:
+    """Drop the rows of problems that a kill left half written: they are asked again."""
+    kept = []
+    for line in path.read_text("utf-8").splitlines(keepends=True):
+        if line.endswith("\n") and _plain(json.loads(line)["id"]) in done:
+            kept.append(line)
+    path.write_text("".join(kept), encoding="utf-8")
+
+
 def _name(asked: Asked) -> str:
-    return asked.prompt.problem.id.replace("\n", " ")
+    return _plain(asked.prompt.problem.id)
+
+
+def _plain(name: str) -> str:
+    """An id on one line."""
+    return name.replace("\n", " ")
 
 
 def _asked(config: RunConfig, run: Run | None, console: Console) -> Iterator[Asked]:
