@@ -34,6 +34,7 @@ class Exam:
         self.name, self.every = "the evaluation", every
         self.tokens = 0
         """Sampled in all evaluations so far."""
+        self._waited_s = 0.0
         self._scheduler: Scheduler | None = None
         self._answers: dict[tuple[int, int], tuple[Completion, Future[Verdict]]] = {}
 
@@ -70,16 +71,12 @@ class Exam:
 
     def _wait(self, waiting: list[Future[Verdict]]) -> None:
         # The pool gives every check an end; this is for a pool that does not.
-        if not wait(waiting, timeout=_LOOK_S, return_when="FIRST_COMPLETED").done:
-            self._waited_s += _LOOK_S
-            if self._waited_s > self._stall_s:
-                raise Stalled(
-                    f"the evaluation waited {self._stall_s:g} s for {len(waiting)} verdicts"
-                )
-        else:
+        if wait(waiting, timeout=_LOOK_S, return_when="FIRST_COMPLETED").done:
             self._waited_s = 0.0
-
-    _waited_s = 0.0
+            return
+        self._waited_s += _LOOK_S
+        if self._waited_s > self._stall_s:
+            raise Stalled(f"the evaluation waited {self._stall_s:g} s for {len(waiting)} verdicts")
 
     def _figures(self, version: int) -> dict[str, float]:
         answered = [

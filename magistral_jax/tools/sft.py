@@ -120,10 +120,8 @@ class Teaching:
         if saved is None:
             notes["evaluations"].append(self._evaluated(trainer, 0, {}))
             self._keep_if_best(trainer, 0, notes)
-        ends = {
-            len(self.lessons) * (e + 1) // self.config.sft.epochs
-            for e in range(self.config.sft.epochs)
-        }
+        epochs = self.config.sft.epochs
+        ends = {len(self.lessons) * (epoch + 1) // epochs for epoch in range(epochs)}
         for step in range(begun + 1, len(self.lessons) + 1):
             values = self._learn(trainer, step)
             if step in ends:
