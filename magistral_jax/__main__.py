@@ -135,12 +135,20 @@ def generate_command(config: RunConfig, options: argparse.Namespace) -> int:
         count=options.n,
         keep_correct=options.keep_correct,
         rates=options.rates,
+        who=_who(options),
+    )
+    return generate(config, wanted, json_path=options.json)
+
+
+def _who(options: argparse.Namespace) -> Any:
+    from magistral_jax.tools.answering import Who
+
+    return Who(
         run_dir=options.run_dir,
         endpoint=options.endpoint,
         endpoint_model=options.endpoint_model,
         at_once=options.at_once,
     )
-    return generate(config, wanted, json_path=options.json)
 
 
 def sample_command(config: RunConfig, options: argparse.Namespace) -> int:
@@ -168,13 +176,10 @@ def eval_command(config: RunConfig, options: argparse.Namespace) -> int:
         wanted = Wanted(
             on=tuple(options.on),
             out=options.out or Path("runs") / f"{config.name}-eval",
-            run_dir=options.run_dir,
+            who=_who(options),
             limit=options.limit,
             samples=options.samples,
             top_p=options.top_p or 0.0,
-            endpoint=options.endpoint,
-            endpoint_model=options.endpoint_model,
-            at_once=options.at_once,
             peer_python=options.peer_python,
         )
         return measure_on(config, wanted, json_path=options.json)

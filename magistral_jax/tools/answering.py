@@ -8,13 +8,18 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from magistral_jax.build import Run
+from magistral_jax.config import RunConfig
+from magistral_jax.console import Console
 from magistral_jax.generator.sampling import Sampler
+from magistral_jax.tools.ask import policy
 from magistral_jax.types import Completion, Prompt, RunFailed, Snapshot, UserError
 
 KEY = "OPENAI_API_KEY"
@@ -45,6 +50,49 @@ class Said:
 @runtime_checkable
 class Answerer(Protocol):
     def answers(self, asked: Sequence[Asked], count: int) -> Iterator[tuple[Asked, list[Said]]]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Who:
+    """Whom a command line names: a run's policy, a server, or else the config's model."""
+
+    run_dir: Path | None = None
+    endpoint: str = ""
+    endpoint_model: str = ""
+    at_once: int = 8
+    """Requests at once, there."""
+
+
+@contextmanager
+def answering(
+    config: RunConfig, who: Who
+) -> Iterator[tuple[str, int, Callable[[float], Answerer], Run | None, Console]]:
+    """Its name and version, how to have it answer at a top-p, and the run if it is ours."""
+    temperature = config.eval.temperature
+    if who.endpoint:
+        with Console(0) as console:
+
+            def over_there(top_p: float) -> Answerer:
+                return Endpoint(
+                    who.endpoint,
+                    who.endpoint_model,
+                    temperature=temperature,
+                    top_p=top_p,
+                    max_tokens=config.generator.max_tokens,
+                    at_once=who.at_once,
+                    stall_s=config.stall_s,
+                )
+
+            name = f"{who.endpoint_model or 'default'} at {who.endpoint}"
+            yield name, 0, over_there, None, console
+        return
+    with policy(config, who.run_dir) as (run, snapshot, console):
+
+        def here(top_p: float) -> Answerer:
+            return OwnEngine(run, snapshot, Sampler(temperature=temperature, top_p=top_p))
+
+        name = str(who.run_dir or config.model.start or config.model.source)
+        yield name, snapshot.version, here, run, console
 
 
 class OwnEngine:

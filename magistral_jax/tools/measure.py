@@ -6,8 +6,7 @@ are made from that file alone: the same command again goes on where it was stopp
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from magistral_jax.build import Run
 from magistral_jax.config import RunConfig
 from magistral_jax.console import Console, table
 from magistral_jax.data.files import rows_from
-from magistral_jax.generator.sampling import Sampler
 from magistral_jax.recipes.benchmarks import (
     BENCHMARKS,
     Benchmark,
@@ -28,8 +26,7 @@ from magistral_jax.recipes.benchmarks import (
     item_of,
     judged,
 )
-from magistral_jax.tools.answering import Answerer, Asked, Endpoint, OwnEngine, Said
-from magistral_jax.tools.ask import policy
+from magistral_jax.tools.answering import Answerer, Asked, Said, Who, answering
 from magistral_jax.tools.export import write_model
 from magistral_jax.tools.peers.common import greedy_answers
 from magistral_jax.types import Prompt, UserError
@@ -45,16 +42,13 @@ class Wanted:
 
     on: tuple[str, ...]
     out: Path
-    run_dir: Path | None = None
+    who: Who
     limit: int = 0
     """Problems of each benchmark, the first ones; 0: all."""
     samples: int = 0
     """Answers to each problem; 0: as the benchmark has it."""
     top_p: float = 0.0
     """0: as the benchmark has it."""
-    endpoint: str = ""
-    endpoint_model: str = ""
-    at_once: int = 8
     peer_python: str = ""
     """An interpreter that has transformers: let it answer the same prompts, greedily."""
 
@@ -65,7 +59,7 @@ def measure_on(config: RunConfig, wanted: Wanted, *, json_path: Path | None) -> 
     wanted.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     with (
-        _answering(config, wanted) as (who, version, answerer_of, run, console),
+        answering(config, wanted.who) as (who, version, answerer_of, run, console),
         VerifierPool(NO_LENGTH_RULE, config.verifier) as pool,
     ):
         store = Store(wanted.out, {"who": who, "version": version, **_protocol(config, wanted)})
@@ -160,8 +154,8 @@ def _peer_rows(
     """What transformers says to the same prompt tokens, judged as ours is."""
     with tempfile.TemporaryDirectory() as folder:
         params = (
-            run.saved_params(wanted.run_dir, "--run-dir")[0]
-            if wanted.run_dir
+            run.saved_params(wanted.who.run_dir, "--run-dir")[0]
+            if wanted.who.run_dir
             else run.initial_params()
         )
         write_model(Path(folder), run, params, "float32")
@@ -286,39 +280,6 @@ def _items(
     if not items:
         raise UserError(f"--on {name}={path}: it holds no problem of this benchmark.")
     return items
-
-
-@contextmanager
-def _answering(
-    config: RunConfig, wanted: Wanted
-) -> Iterator[tuple[str, int, Callable[[float], Answerer], Run | None, Console]]:
-    """Who answers, at which version, how to ask at a top-p, and the run if it is ours."""
-    if wanted.endpoint:
-        with Console(0) as console:
-
-            def over_there(top_p: float) -> Answerer:
-                return Endpoint(
-                    wanted.endpoint,
-                    wanted.endpoint_model,
-                    temperature=config.eval.temperature,
-                    top_p=top_p,
-                    max_tokens=config.generator.max_tokens,
-                    at_once=wanted.at_once,
-                    stall_s=config.stall_s,
-                )
-
-            who = f"{wanted.endpoint_model or 'default'} at {wanted.endpoint}"
-            yield who, 0, over_there, None, console
-        return
-    with policy(config, wanted.run_dir) as (run, snapshot, console):
-
-        def here(top_p: float) -> Answerer:
-            return OwnEngine(
-                run, snapshot, Sampler(temperature=config.eval.temperature, top_p=top_p)
-            )
-
-        who = str(wanted.run_dir or config.model.start or config.model.source)
-        yield who, snapshot.version, here, run, console
 
 
 def _tables(name: str, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

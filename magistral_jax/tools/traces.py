@@ -3,7 +3,6 @@
 import gzip
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,11 @@ from magistral_jax.console import Console, table
 from magistral_jax.data.conversations import tokenizer_mark
 from magistral_jax.data.prompts import conversation
 from magistral_jax.data.sources import Sums, problems_of
-from magistral_jax.generator.sampling import Sampler
 from magistral_jax.metrics import COMPLETIONS
 from magistral_jax.recipes.benchmarks import content_of
 from magistral_jax.recipes.harvest import harvest, pass_rates
 from magistral_jax.rows import row_of_tests
-from magistral_jax.tools.answering import Answerer, Asked, Endpoint, OwnEngine, Said
-from magistral_jax.tools.ask import policy
+from magistral_jax.tools.answering import Asked, Said, Who, answering
 from magistral_jax.types import Problem, Prompt, UserError, Verdict
 from magistral_jax.verifier.api import NO_LENGTH_RULE, format_ok
 from magistral_jax.verifier.worker import VerifierPool
@@ -110,12 +107,9 @@ class Wanted:
     count: int
     """Answers to each problem."""
     keep_correct: bool
+    who: Who
     rates: Path | None = None
     """Also write the problems with their pass rates there, as data.path reads them."""
-    run_dir: Path | None = None
-    endpoint: str = ""
-    endpoint_model: str = ""
-    at_once: int = 8
 
 
 def generate(config: RunConfig, wanted: Wanted, *, json_path: Path | None) -> int:
@@ -134,11 +128,12 @@ def generate(config: RunConfig, wanted: Wanted, *, json_path: Path | None) -> in
             keep_of(path, done)
     counts = {"problems": 0, "answers": 0, "right": 0, "not judged": 0, "written": 0}
     with (
-        _teacher(config, wanted) as (answerer, run, console),
+        answering(config, wanted.who) as (_, _, answerer_of, run, console),
         VerifierPool(NO_LENGTH_RULE, config.verifier) as pool,
     ):
         asked = [one for one in _asked(config, run, console) if _name(one) not in done]
-        for number, (one, answers) in enumerate(answerer.answers(asked, wanted.count), 1):
+        answers_of = answerer_of(1.0).answers(asked, wanted.count)
+        for number, (one, answers) in enumerate(answers_of, 1):
             verdicts = [content_of(one.prompt.problem, said.text, pool) for said in answers]
             rows = [
                 _trace(one.prompt.problem, said, verdict.result(timeout=config.stall_s), run)
@@ -219,26 +214,3 @@ def _rated(problem: Problem, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any
     row = {name: value for name, value in _of_problem(problem, "").items() if name != "response"}
     tests = {} if problem.tests is None else row_of_tests(problem.tests)
     return {**row, **tests, **({"pass_rate": sum(judged) / len(judged)} if judged else {})}
-
-
-@contextmanager
-def _teacher(config: RunConfig, wanted: Wanted) -> Iterator[tuple[Answerer, Run | None, Console]]:
-    if wanted.endpoint:
-        with Console(0) as console:
-            yield (
-                Endpoint(
-                    wanted.endpoint,
-                    wanted.endpoint_model,
-                    temperature=config.eval.temperature,
-                    top_p=1.0,
-                    max_tokens=config.generator.max_tokens,
-                    at_once=wanted.at_once,
-                    stall_s=config.stall_s,
-                ),
-                None,
-                console,
-            )
-        return
-    with policy(config, wanted.run_dir) as (run, snapshot, console):
-        sampler = Sampler(temperature=config.eval.temperature)
-        yield OwnEngine(run, snapshot, sampler), run, console

@@ -13,6 +13,7 @@ import pytest
 from magistral_jax.evaluate import interval
 from magistral_jax.recipes.benchmarks import BENCHMARKS, figures
 from magistral_jax.settings import load
+from magistral_jax.tools.answering import Who
 from magistral_jax.tools.measure import Store, Wanted, measure_on
 from magistral_jax.types import RunFailed, UserError
 from tests.tools.tiny import TINY
@@ -130,9 +131,7 @@ def test_an_endpoint_is_asked_judged_and_its_figures_printed(files, tmp_path, mo
             on=tuple(f"{name}={path}" for name, path in files.items()),
             out=tmp_path / "out",
             samples=3,
-            endpoint=url,
-            endpoint_model="m",
-            at_once=1,
+            who=Who(endpoint=url, endpoint_model="m", at_once=1),
         )
         assert measure_on(config(), wanted, json_path=tmp_path / "t.json") == 0
         bodies = [body for body, _ in server.asked]
@@ -160,9 +159,10 @@ def test_an_endpoint_is_asked_judged_and_its_figures_printed(files, tmp_path, mo
 
 
 def test_what_is_stored_is_not_asked_again_and_a_torn_line_is(files, tmp_path):
-    wanted = Wanted(on=(f"gsm8k={files['gsm8k']}",), out=tmp_path / "out", samples=3)
+    on = (f"gsm8k={files['gsm8k']}",)
     with serving() as (server, url):
-        wanted = Wanted(**{**vars(wanted), "endpoint": url, "at_once": 1})
+        who = Who(endpoint=url, at_once=1)
+        wanted = Wanted(on=on, out=tmp_path / "out", samples=3, who=who)
         measure_on(config(), wanted, json_path=tmp_path / "one.json")
         asked = len(server.asked)
         measure_on(config(), wanted, json_path=tmp_path / "two.json")
@@ -181,25 +181,27 @@ def test_what_is_stored_is_not_asked_again_and_a_torn_line_is(files, tmp_path):
 def test_a_server_that_refuses_is_told(files, tmp_path):
     with serving() as (server, url):
         server.faults = [401]
-        wanted = Wanted(on=(f"gsm8k={files['gsm8k']}",), out=tmp_path / "out", endpoint=url)
+        on, who = (f"gsm8k={files['gsm8k']}",), Who(endpoint=url)
+        wanted = Wanted(on=on, out=tmp_path / "out", who=who)
         with pytest.raises(RunFailed, match="answered 401"):
             measure_on(config(), wanted, json_path=None)
     with pytest.raises(UserError, match="--endpoint is 'localhost'"):
-        wanted = Wanted(on=(f"gsm8k={files['gsm8k']}",), out=tmp_path / "o2", endpoint="localhost")
+        wanted = Wanted(on=on, out=tmp_path / "o2", who=Who(endpoint="localhost"))
         measure_on(config(), wanted, json_path=None)
 
 
 @pytest.mark.parametrize("on", ["gsm8k", "gsm8k=", "no_such=x.jsonl"])
 def test_a_benchmark_has_a_known_name_and_a_path(on, tmp_path):
     with pytest.raises(UserError, match=r"--on is .*; it must be NAME=PATH, with a name of aime"):
-        measure_on(config(), Wanted(on=(on,), out=tmp_path / "out"), json_path=None)
+        measure_on(config(), Wanted(on=(on,), out=tmp_path / "o", who=Who()), json_path=None)
 
 
 def test_our_own_engine_answers_and_its_tokens_are_stored(files, tmp_path):
     """Bad rows are told and left out; the prompt's tokens are the run's own."""
     with files["gsm8k"].open("a") as file:
         file.write('{"id": "bad"}\n')
-    wanted = Wanted(on=(f"gsm8k={files['gsm8k']}",), out=tmp_path / "out", samples=2, limit=2)
+    on = (f"gsm8k={files['gsm8k']}",)
+    wanted = Wanted(on=on, out=tmp_path / "out", who=Who(), samples=2, limit=2)
     small = config(**{"generator.max_tokens": "6", "generator.in_flight": "4"})
     assert measure_on(small, wanted, json_path=tmp_path / "t.json") == 0
     text = (tmp_path / "out" / "answers.jsonl").read_text("utf-8")
