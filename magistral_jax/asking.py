@@ -10,7 +10,9 @@ from magistral_jax.data.prompts import render
 from magistral_jax.data.sources import Problems, problems_of
 from magistral_jax.data.stream import PromptStream, heldout_problems
 from magistral_jax.tokenizer.interface import Tokenizer
-from magistral_jax.types import Problem, Prompt, TooLong
+from magistral_jax.types import Problem, Prompt, TooLong, UserError
+
+NONE_FITS = 100
 
 
 class Asking:
@@ -19,7 +21,9 @@ class Asking:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.wanted: Callable[[Problem], bool] = lambda problem: True
-        self.bad_rows: list[str] = []
+        self.bad_rows: dict[str, None] = {}
+        """Rows of the data that are left out, and why; in the order in which they were met."""
+        self._fitting = self._too_long = 0
         self.on_failure: Callable[[str, str], None] = lambda kind, message: None
 
     @property
@@ -32,15 +36,25 @@ class Asking:
         return problems_of(self.config, self.tell_row)
 
     def render(self, problem: Problem) -> np.ndarray:
+        """The problem as a prompt. Raises `TooLong`, and once none of the first hundred fits, a
+        `UserError`: then it is not the problems."""
         data = self.config.data
-        return render(
-            problem,
-            self.tokenizer,
-            system_prompt=data.system_prompt,
-            worked_examples=data.worked_examples,
-            code_languages=self.config.verifier.code_languages,
-            max_prompt_tokens=data.max_prompt_tokens,
-        )
+        try:
+            tokens = render(
+                problem,
+                self.tokenizer,
+                system_prompt=data.system_prompt,
+                worked_examples=data.worked_examples,
+                code_languages=self.config.verifier.code_languages,
+                max_prompt_tokens=data.max_prompt_tokens,
+            )
+        except TooLong as fault:
+            self._too_long += 1
+            if self._fitting == 0 and self._too_long >= NONE_FITS:
+                raise UserError(f"none of the first {NONE_FITS} problems fits: {fault}") from fault
+            raise
+        self._fitting += 1
+        return tokens
 
     def stream(self, position: int = 0, *, seed: int | None = None) -> PromptStream:
         return PromptStream(
@@ -83,7 +97,7 @@ class Asking:
     def tell_row(self, fault: str) -> None:
         """A row of the data that is left out, and why: counted, and told once there is a run."""
         if fault not in self.bad_rows:
-            self.bad_rows.append(fault)
+            self.bad_rows[fault] = None
             self._told("rows", fault)
 
     def _told(self, kind: str, message: str) -> None:

@@ -1,5 +1,6 @@
 """One run from its config to its summary: what is checked and made before its session plays."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from time import monotonic
 
@@ -55,8 +56,9 @@ def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
         run.close()
 
 
-def tell_bad_rows(faults: list[str], folder: Path, console: Console) -> None:
+def tell_bad_rows(faults: Iterable[str], folder: Path, console: Console) -> None:
     """The rows that are left out: the first few here, all in a file of the run folder."""
+    faults = list(faults)
     for fault in faults[:SHOWN_ROWS]:
         console.note(f"left out: {fault}")
     if faults:

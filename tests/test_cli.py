@@ -208,23 +208,29 @@ def test_every_mistake_in_a_config_is_told_at_once(refused):
     [
         ("{not json\n", ["not JSON"]),
         (row(3).replace('"answer"', '"anwser"'), ["key 'answer' is missing"]),
-        (row(1), ["id '1' is taken by line 1"]),
+        (row(1), ["id '1' is taken by problems.jsonl:1"]),
     ],
     ids=["not JSON", "a key is missing", "an id twice"],
 )
-def test_a_bad_row_of_the_data_is_told_with_its_line(bad, words, here, refused):
-    (here / "problems.jsonl").write_text(row(1) + row(2) + bad)
-    message = refused(*train("--data.path", "problems.jsonl"))
+def test_a_bad_row_of_the_data_is_told_with_its_line_and_nothing_else_stops(
+    bad, words, here, capsys
+):
+    rows = [row(number) for number in range(1, 40)]
+    (here / "problems.jsonl").write_text(rows[0] + rows[1] + bad + "".join(rows[2:]))
+    asked = train("--data.path", "problems.jsonl", "--trainer.steps", "0", "--eval.problems", "0")
+    assert main([*map(str, asked), "--run-dir", "run"]) == 0
+    told = (here / "run" / "bad_rows.txt").read_text()
     for word in ["problems.jsonl:3: ", *words]:
-        assert word in message
+        assert word in told
+    err = capsys.readouterr().err
+    assert told.strip() in err and "1 rows of the data are left out" in err
 
 
-def test_a_prompt_too_long_is_found_before_the_run_starts_wherever_it_stands(here, refused):
-    rows = [row(number) for number in range(200)]
-    rows[150] = row(150, "1+" * 20 + "1=?")
+def test_prompts_that_are_all_too_long_are_found_before_the_run_starts(here, refused):
+    rows = [row(number, "1+" * 20 + "1=?") for number in range(200)]
     (here / "problems.jsonl").write_text("".join(rows))
     message = refused(*train("--data.path", "problems.jsonl"))
-    assert "problem '150' makes a prompt of" in message
+    assert "none of the first 100 problems fits: problem" in message
     assert "data.max_prompt_tokens is 8" in message
 
 

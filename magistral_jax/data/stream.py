@@ -5,6 +5,7 @@ stream exactly. Every epoch is a new shuffle of all problems; held-out ones
 keep their positions and are passed over, so that positions do not depend on what is held out.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -50,6 +51,7 @@ class PromptStream:
         self._problem_at = _shuffled(problems, seed)
         self._problems, self._render, self._tell = problems, render, tell
         self._too_long: set[str] = set()
+        self._round = _round(problems)
         self._position = position
 
     @property
@@ -60,7 +62,8 @@ class PromptStream:
     def next(self) -> Prompt:
         """The next prompt that is wanted, not held out and not too long; those that are too long
         are told, and passed over whenever they come."""
-        while True:
+        begun, last = self._position, None
+        while self._position - begun < self._round:
             problem = self._problem_at(self._position)
             if problem.id not in self._too_long and self._is_next(problem):
                 try:
@@ -70,9 +73,13 @@ class PromptStream:
                 except TooLong as fault:
                     self._too_long.add(problem.id)
                     self._tell(str(fault))
-                    if len(self._too_long) >= len(self._problems):
-                        raise
+                    last = fault
             self._position += 1
+        told = f", the last one since {last}" if last else ""
+        raise UserError(
+            f"none of the {len(self._problems)} problems can be asked: all are held out, left out "
+            f"by this stage, or too long{told}"
+        )
 
     def prompt_at(self, position: int) -> Prompt:
         """The prompt at a stream position, whatever has been dispatched; never a held-out one."""
@@ -132,6 +139,14 @@ def _shuffled(problems: Problems, seed: int) -> Callable[[int], Problem]:
         return problem
 
     return problem_at
+
+
+def _round(problems: Problems) -> int:
+    """Positions in a row among which every problem comes at least once."""
+    if not isinstance(problems, Mixture):
+        return 2 * len(problems)
+    total = sum(weight for _, weight in problems.parts)
+    return max(math.ceil((2 * len(part) + 1) * total / weight) for part, weight in problems.parts)
 
 
 def _endless(problems: Problems, seed: int) -> grain.MapDataset[Problem]:

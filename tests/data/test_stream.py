@@ -1,4 +1,5 @@
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from magistral_jax.data import stream as stream_module
 from magistral_jax.data.sources import Sums, is_heldout
 from magistral_jax.data.stream import PromptStream, heldout_problems
-from magistral_jax.types import Problem, Prompt, UserError
+from magistral_jax.types import Problem, Prompt, TooLong, UserError
 
 PERCENT = 30.0
 
@@ -187,3 +188,38 @@ def test_a_search_for_heldout_problems_ends(monkeypatch, percent, looks):
     with pytest.raises(UserError, match=r"holds out only 0 of"):
         heldout_problems(Counted(30), percent, count=1, seed=0)
     assert Counted.looks == looks
+
+
+def test_prompts_that_are_too_long_are_told_and_passed_over():
+    told = []
+
+    def only_short(problem: Problem) -> np.ndarray:
+        if int(problem.id[1:]) >= 3:
+            raise TooLong(f"{problem.id} is too long")
+        return np.zeros(1, np.int32)
+
+    prompts = PromptStream(listed(6), only_short, seed=0, heldout_percent=0.0, tell=told.append)
+    names = [prompts.next().problem.id for _ in range(12)]
+    assert Counter(names) == {"p0": 4, "p1": 4, "p2": 4}
+    assert sorted(told) == [f"p{i} is too long" for i in (3, 4, 5)]
+
+
+@pytest.mark.parametrize("percent", [0.0, 50.0])
+def test_a_stream_in_which_nothing_fits_ends(percent):
+    def refuse(problem: Problem) -> np.ndarray:
+        raise TooLong(f"{problem.id} is too long")
+
+    prompts = PromptStream(listed(20), refuse, seed=0, heldout_percent=percent)
+    with pytest.raises(UserError, match=r"none of the 20 problems can be asked.*too long"):
+        prompts.next()
+    left = [True]
+    prompts = PromptStream(
+        listed(20),
+        lambda problem: np.zeros(1, np.int32),
+        seed=0,
+        heldout_percent=percent,
+        wanted=lambda problem: left[0],
+    )
+    left[0] = False
+    with pytest.raises(UserError, match="left out by this stage"):
+        prompts.next()
