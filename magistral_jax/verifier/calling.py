@@ -234,7 +234,9 @@ def _is_same(value: Any, option: Any) -> bool:
             and all(_is_same(*pair) for pair in zip(value, option, strict=True))
         )
     if isinstance(option, str):
-        return isinstance(value, str) and _bare(value) == _bare(option)
+        # Of a text of marks alone nothing would be left to compare.
+        is_bare = isinstance(value, str) and bool(_bare(option)) and _bare(value) == _bare(option)
+        return is_bare or value == option
     if isinstance(option, bool) or isinstance(value, bool):
         return value is option
     return value == option and isinstance(value, int | float | type(None))

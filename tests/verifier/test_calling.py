@@ -100,6 +100,13 @@ def test_lists_and_dicts_are_compared_member_by_member():
         assert fault(good | wrong, wanted), wrong
 
 
+def test_marks_alone_are_compared_as_they_are():
+    wanted = {"artist": [","], "minutes": [1]}
+    assert fault({"artist": ",", "minutes": 1}, wanted) == ""
+    assert fault({"artist": ";", "minutes": 1}, wanted)
+    assert fault({"artist": ",.", "minutes": 1}, wanted)
+
+
 def test_several_calls_in_any_order_each_for_one():
     first, second = ({"artist": ["a", "b"], "minutes": [1]}, {"artist": ["a"], "minutes": [1]})
     wanted = accepted(("spotify.play", first), ("spotify.play", second))
