@@ -148,13 +148,11 @@ def test_more_samples_of_the_same_problems_do_not_narrow_the_interval():
     assert often.accuracy_ci95 == pytest.approx(once.accuracy_ci95)
 
 
-def test_the_interval_stays_between_0_and_1():
-    low, high = interval([0.0, 0.0, 1.0])
-    assert low == 0.0
-    assert high < 1.0
-    low, high = interval([1.0, 1.0, 0.0])
-    assert low > 0.0
-    assert high == 1.0
+@pytest.mark.parametrize("shares", [[0.0, 0.0, 1.0], [1.0, 1.0, 0.0], [0.0] * 50, [1.0] * 50])
+def test_the_interval_stays_between_0_and_1_and_holds_the_mean(shares):
+    low, high = interval(shares)
+    assert 0.0 <= low <= np.mean(shares) <= high <= 1.0
+    assert high - low > 0.01
 
 
 class Scripted:
