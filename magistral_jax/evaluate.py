@@ -117,7 +117,8 @@ def interval(per_problem: Sequence[float]) -> tuple[float, float]:
     centre = (mean + z**2 / (2 * trials)) / (1 + z**2 / trials)
     spread = mean * (1 - mean) / trials + z**2 / (4 * trials**2)
     half = z / (1 + z**2 / trials) * spread**0.5
-    return (max(0.0, centre - half), min(1.0, centre + half))
+    # Of all alike, the end at the mean is the mean, but for rounding.
+    return (max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half)))
 
 
 def pass_at(k: int, right: int, count: int) -> float:
