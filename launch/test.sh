@@ -2,7 +2,7 @@
 # Every check of this project: style, types, tests. The command is the same here and in CI.
 #
 #   launch/test.sh                       what takes seconds
-#   launch/test.sh --full                also the tests marked `full`, which take minutes; two at once
+#   launch/test.sh --full                also the tests marked `full`, which take minutes
 #   launch/test.sh tests/batch -k pack   anything else goes to pytest
 #
 # All four checks run, whichever fails. The exit code is pytest's; where pytest is content and
@@ -22,7 +22,7 @@ select=(-m "not full")
 rest=()
 for argument in "$@"; do
     case "$argument" in
-        --full) select=(-n 2) ;;
+        --full) select=() ;;
         *) rest+=("$argument") ;;
     esac
 done
