@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     sft.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     for sub in (
         command("sample", "Answer one question, or held-out problems."),
-        command("eval", "Accuracy on held-out problems, with a 95% interval."),
+        command("eval", "Accuracy on held-out problems or benchmarks, with a 95% interval."),
     ):
         sub.add_argument("--run-dir", type=Path, help="use the last checkpoint of this run")
         sub.add_argument("--json", type=Path, help="also write the table to this file")
