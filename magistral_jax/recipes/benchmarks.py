@@ -84,7 +84,7 @@ def item_of(
         problem = Problem(id=text_in(place, row, "id"), domain="math", question=question, answer="")
         messages = [{"role": "user", "content": question}]
         if kind == "functions":
-            from magistral_jax.verifier.calling import tools_prompt
+            from magistral_jax.verifier.functions import tools_prompt
 
             asked = f"{tools_prompt(row['functions'])}\n\n{question}"
             messages = [{"role": "user", "content": asked}]
@@ -104,7 +104,7 @@ def judged(item: Item, text: str, pool: VerifierPool) -> Future[Verdict]:
     if item.kind in ("math", "code"):
         return content_of(item.problem, text, pool)
     verdict: Future[Verdict] = Future()
-    verdict.set_result(_judged_here(item, text.rpartition("</think>")[2]))
+    verdict.set_result(_judged_here(item, text))
     return verdict
 
 
@@ -116,19 +116,19 @@ def content_of(problem: Problem, text: str, pool: VerifierPool) -> Future[Verdic
     return pool.submit(problem, f"<think>\n</think>\n{text.rpartition('</think>')[2]}", 0)
 
 
-def _judged_here(item: Item, answer: str) -> Verdict:
+def _judged_here(item: Item, text: str) -> Verdict:
     """Checks that are linear in the answer, and run none of it."""
     row = item.row
     if item.kind == "functions":
-        from magistral_jax.verifier.calling import calls_in, mistake_in
+        from magistral_jax.verifier.functions import calls_in, mistake_in
 
-        fault = mistake_in(calls_in(answer), row["functions"], row["answer"])
+        fault = mistake_in(calls_in(text), row["functions"], row["answer"])
         return Verdict(
             reward=0.0, parts={}, reason="wrong" if fault else "pass", detail=fault[:120]
         )
     from magistral_jax.verifier.instructions.check import all_followed
 
-    kinds = row["instruction_id_list"]
+    kinds, answer = row["instruction_id_list"], text.rpartition("</think>")[2]
     followed = all_followed(kinds, row["kwargs"], answer, item.problem.question)
     share = sum(followed) / max(1, len(followed))
     missed = [kind for kind, is_followed in zip(kinds, followed, strict=True) if not is_followed]
