@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Four arms from one weak start: the start, SFT on harvested traces, RL, and SFT then RL.
 #
-#   launch/four_arms.sh            all of it, about ten minutes on two cores
+#   launch/four_arms.sh            all of it, about five minutes on two cores
 #   launch/four_arms.sh FOLDER     the runs go there instead of runs/four_arms
 #
 #   1. start    a short supervised warm-up, which leaves the model weak.

@@ -30,6 +30,7 @@ class Exam:
     ) -> None:
         """`every`: weight updates from one to the next; one begun is finished first."""
         self._make_scheduler, self._prompts, self._judge = make_scheduler, prompts, judge
+        self._by_group = {prompt.group: prompt for prompt in prompts}
         self._samples, self._stall_s = samples, stall_s
         self.name, self.every = "the evaluation", every
         self.tokens = 0
@@ -56,9 +57,8 @@ class Exam:
         assert scheduler is not None
         if scheduler.has_work:
             before = scheduler.num_sampled
-            by_group = {prompt.group: prompt for prompt in self._prompts}
             for completion in scheduler.step():
-                verdict = self._judge(by_group[completion.group], completion)
+                verdict = self._judge(self._by_group[completion.group], completion)
                 self._answers[completion.group, completion.index] = (completion, verdict)
             self.tokens += scheduler.num_sampled - before
             return None

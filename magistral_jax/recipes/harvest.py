@@ -6,7 +6,7 @@ they are arguments here.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 Row = Mapping[str, Any]
@@ -62,12 +62,6 @@ def harvest(
         counts["kept"] += len(taken)
         copies = upsample if rates[name] < low_rate else 1
         counts["copies"] += (copies - 1) * len(taken)
-        kept += list(_repeated(taken, copies))
+        kept += [row for row in taken for _ in range(copies)]
     names = ("kept", "copies", "wrong", "cut", "early", "capped")
     return Harvest(kept, {name: counts[name] for name in names})
-
-
-def _repeated(rows: list[Row], copies: int) -> Iterator[Row]:
-    for row in rows:
-        for _ in range(copies):
-            yield row

@@ -128,7 +128,7 @@ class Teaching:
                 notes["evaluations"].append(self._evaluated(trainer, step, values))
                 self._keep_if_best(trainer, step, notes)
             self.record.step(step, values)
-            self._tell(step, values)
+            self.console.phase(f"step {step}/{len(self.lessons)}  loss {values['loss']:.4f}")
             if step in ends or self.stop:
                 self._save(trainer, step, notes)
             if self.stop and step < len(self.lessons):
@@ -232,9 +232,6 @@ class Teaching:
         meta = Meta(step=step, identity=self.run.identity(), notes=notes)
         with self.run.ledger.doing(TRAINER, "checkpoint", f"the checkpoint of step {step}"):
             self.checkpoints.save(meta, {"state": trainer.state})
-
-    def _tell(self, step: int, values: dict[str, float]) -> None:
-        self.console.phase(f"step {step}/{len(self.lessons)}  loss {values['loss']:.4f}")
 
     def _finish(self, notes: dict[str, Any]) -> None:
         first, best = notes["evaluations"][0], notes["best"]
