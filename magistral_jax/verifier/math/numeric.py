@@ -1,20 +1,31 @@
-r"""Whether two expressions are one number or one function, by values at points (mpmath).
+r"""Whether two expressions are one number or one function, by balls around their values.
 
-Two constants are equal if they agree to nearly all digits computed, and there are more digits than
-either text can hide a difference in. Two functions are equal if they agree at every point where
-both have a real value; points lie on both sides of zero, so \sqrt{x^2} is not x. So \ln x^2 is
-2 \ln x, as it is meant where x > 0; but where one side alone has bars, as in \ln |x|, they are
-there for the other numbers, and both must have real values at the same points. Agreement at points
-of many digits is taken for equality; no symbolic step follows it.
+Balls (balls.py) that do not meet prove that two constants differ. Balls that meet, at one precision
+and at twice that precision, each smaller than any difference that the two texts can hide, are taken
+for equality; algebra.py then confirms it where it can. What has no value anywhere on the way, or
+none that a bounded precision finds, equals nothing.
+
+Two functions are equal if they agree at points near zero, far away, and of either sign, and have
+real values at the same ones: so \sqrt{x^2} is not x, and a term that vanishes where it is real does
+not hide where it is not. One rule: roots and logarithms follow the rules for positive numbers, so
+\sqrt{x}\sqrt{y} is \sqrt{xy} and \ln x^2 is 2 \ln x; but where one side alone has bars, as in
+\ln |x|, they are there for the other numbers.
 """
 
 import random
 from collections.abc import Iterator
 from fractions import Fraction
 
-import mpmath
-from mpmath import mp
+import flint
 
+from magistral_jax.verifier.math.balls import (
+    LOG_BASE,
+    Ball,
+    Evaluator,
+    Undefined,
+    is_accurate,
+    real_part,
+)
 from magistral_jax.verifier.math.caps import MAX_NODES, Unreadable
 from magistral_jax.verifier.math.exact import exact
 from magistral_jax.verifier.math.judge import Judge
@@ -26,13 +37,19 @@ from magistral_jax.verifier.math.nodes import (
     variables,
     walk,
 )
-from magistral_jax.verifier.math.points import LOG_BASE, Complex, Evaluator, Real
 
-_DIGITS = 50
-_MAX_DIGITS = 2500
-_GUARD = 12
-_PLACES = 60
+_BITS = 170
+_MAX_BITS = 8000
+_GLANCE = 192
+"""Bits of the first look, which tells how far the numbers on the way lie apart."""
+_TRIES = 3
+_PLACES = 300
 _WHOLE_NAMES = frozenset("nkm")
+_FEWEST = 3
+"""Points at which two functions must have real values."""
+
+Point = dict[str, Fraction]
+"""Exact, so that any precision can be had of it."""
 
 
 def numeric_judge() -> Judge:
@@ -41,9 +58,10 @@ def numeric_judge() -> Judge:
 
 
 def equal(a: Node, b: Node) -> bool:
-    """Whether two expressions have one value wherever both have a real one."""
-    if a == b:
-        return True
+    """Whether two expressions have one value wherever either has a real one.
+
+    Raises Unreadable if a constant has no value that a bounded precision finds.
+    """
     if _is_infinite(a) or _is_infinite(b):
         return _infinity(a) is not None and _infinity(a) == _infinity(b)
     exact_a, exact_b = exact(a), exact(b)
@@ -51,13 +69,14 @@ def equal(a: Node, b: Node) -> bool:
         return exact_a == exact_b
     names = _names(a) | _names(b)
     if not names:
-        return _same_constant(a, b)
+        left, right = _enclosed((a, b), {}).values
+        return _meet(left, right) and _meet(*_enclosed((a, b), {}, sharper=2).values)
     seen = 0
-    for left, right, size in _values(a, b, names):
-        if abs(left - right) > size * _tolerance():
+    for left, right in _real_pairs(a, b, names):
+        if not _meet(left, right):
             return False
         seen += 1
-    return seen >= 3
+    return seen >= _FEWEST
 
 
 def proportional(f: Node, g: Node, is_positive: bool) -> bool:
@@ -65,38 +84,93 @@ def proportional(f: Node, g: Node, is_positive: bool) -> bool:
     names = _names(f) | _names(g)
     if not names:
         return False
-    quotients: list[Complex] = []
-    for left, right, size in _values(f, g, names):
-        are_zero = [abs(value) <= size * _tolerance() for value in (left, right)]
+    quotients: list[Ball] = []
+    for left, right in _real_pairs(f, g, names):
+        are_zero = [bool(value.contains(0)) for value in (left, right)]
         if all(are_zero):
             continue
         if any(are_zero):
             return False
         quotient = left / right
-        if quotients and abs(quotient - quotients[0]) > abs(quotient) * _tolerance() * 1000:
+        if quotients and not _meet(quotient, quotients[0]):
             return False
         quotients.append(quotient)
-    if len(quotients) < 3:
+    if len(quotients) < _FEWEST:
         return False
-    return not is_positive or all(q.real > 0 and abs(q.imag) < q.real / 1000 for q in quotients)
+    return not is_positive or all(bool(real_part(q) > 0) for q in quotients)
 
 
 def place(node: Node) -> Fraction:
-    """A constant's place on the line, to 60 digits behind the point."""
+    """A constant's place on the line, to 300 digits behind the point.
+
+    Raises Unreadable if it has none, or lies nearer to another place than that.
+    """
     value = exact(node)
     if value is None:
         if _names(node):
             raise Unreadable("no constant")
-        with mp.workdps(_digits_for(frozenset(), node) + 40):
-            computed = Evaluator({}).value(node)
-            if abs(computed.imag) > abs(computed) * _tolerance() or abs(computed) > 10**30:
-                raise Unreadable("no place on the line")
-            return Fraction(int(mpmath.nint(computed.real * 10**_PLACES)), 10**_PLACES)
+        found = _enclosed((node,), {}, least=4 * _PLACES)
+        mantissa, exponent = real_part(found.values[0]).mid().man_exp()
+        value = Fraction(int(mantissa)) * Fraction(2) ** int(exponent)
+    if value and abs(value) < Fraction(1, 10 ** (_PLACES // 2)):
+        raise Unreadable("a place that is too near to zero")
     return Fraction(round(value * 10**_PLACES), 10**_PLACES)
 
 
-def _tolerance() -> Real:
-    return mpmath.mpf(10) ** (_GUARD - mp.dps)
+class _Enclosed:
+    """Balls around the values of some trees at one point, and which of them are real."""
+
+    def __init__(self, nodes: tuple[Node, ...], point: Point) -> None:
+        evaluators = [Evaluator(point) for _ in nodes]
+        self.values = [e.value(node) for e, node in zip(evaluators, nodes, strict=True)]
+        self.are_real = [e.is_real for e in evaluators]
+
+
+def _enclosed(
+    nodes: tuple[Node, ...], point: Point, *, least: int = _BITS, sharper: int = 1
+) -> _Enclosed:
+    """Values known to more bits than the trees can hide a difference in; `sharper` times as many.
+
+    Raises Undefined or Unreadable if that takes more than the caps allow.
+    """
+    bits = sharper * max(least, _bits_for(nodes, point))
+    if bits > sharper * _MAX_BITS:
+        raise Unreadable("more digits than the cap")
+    for attempt in range(_TRIES):
+        with flint.ctx.workprec((bits + 64) << attempt):
+            try:
+                found = _Enclosed(nodes, point)
+            except Undefined:
+                if attempt == _TRIES - 1:
+                    raise
+                continue
+            if all(is_accurate(value, bits) for value in found.values):
+                return found
+    raise Undefined("a value that no precision settles")
+
+
+def _bits_for(nodes: tuple[Node, ...], point: Point) -> int:
+    """Enough bits that no number in the trees, and no tiny or huge value, hides a difference."""
+    hidden, count = 0, 0
+    for node in nodes:
+        for n in walk(node):
+            count += 1
+            if isinstance(n, Num):
+                hidden += max(n.value.numerator.bit_length(), n.value.denominator.bit_length())
+    if count > 2 * MAX_NODES:
+        raise Unreadable("more nodes than the cap")
+    evaluator = Evaluator(point)
+    with flint.ctx.workprec(_GLANCE):
+        for node in nodes:
+            try:
+                evaluator.value(node)
+            except Undefined:  # so it seems to so few bits
+                continue
+    return _BITS + 2 * (hidden + evaluator.scale)
+
+
+def _meet(left: Ball, right: Ball) -> bool:
+    return bool((left - right).contains(0))
 
 
 def _names(node: Node) -> frozenset[str]:
@@ -104,95 +178,109 @@ def _names(node: Node) -> frozenset[str]:
     return variables(node) | ({LOG_BASE} if has_log else set())
 
 
-def _digits_for(names: frozenset[str], *nodes: Node) -> int:
-    """Enough digits that no number in the trees, and no tiny or huge value, hides a difference."""
-    hidden, count = 0, 0
-    for node in nodes:
-        for n in walk(node):
-            count += 1
-            if isinstance(n, Num):
-                size = max(n.value.numerator.bit_length(), n.value.denominator.bit_length())
-                hidden += int(size * 0.302)
-    if count > 2 * MAX_NODES:
-        raise Unreadable("more nodes than the cap")
-    evaluator = Evaluator({})
-    with mp.workdps(15):
-        for point in _points(names):
-            evaluator = Evaluator(point)
-            try:
-                for node in nodes:
-                    evaluator.value(node)
-                break
-            except Unreadable:
-                continue
-    digits = _DIGITS + 2 * hidden + evaluator.scale
-    if digits > _MAX_DIGITS:
-        raise Unreadable("more digits than the cap")
-    return digits
+def _real_pairs(a: Node, b: Node, names: frozenset[str]) -> Iterator[tuple[Ball, Ball]]:
+    """Both values where both are real; one pair that does not meet where one alone is.
 
-
-def _same_constant(a: Node, b: Node) -> bool:
-    with mp.workdps(_digits_for(frozenset(), a, b)):
-        evaluator = Evaluator({})
-        left, right = evaluator.value(a), evaluator.value(b)
-        # What both sides only reach by cancelling is known to fewer digits.
-        return abs(left - right) <= evaluator.largest * _tolerance()
-
-
-def _values(a: Node, b: Node, names: frozenset[str]) -> Iterator[tuple[Complex, Complex, Real]]:
-    """Both values, and the size of the largest number on the way, where both have real ones."""
-    is_complex = any(n == Constant("i") for tree in (a, b) for n in walk(tree))
-    is_one_barred = _has_bars(a) != _has_bars(b)
-    with mp.workdps(_digits_for(names, a, b)):
-        for point in _points(names):
-            sides = Evaluator(point), Evaluator(point)
-            try:
-                left, right = sides[0].value(a), sides[1].value(b)
-            except Unreadable:
-                continue
-            size = max(side.largest for side in sides)
-            are_real = [side.is_real for side in sides]
-            if is_complex or all(are_real) or (is_one_barred and any(are_real)):
-                yield left, right, size
-
-
-def _has_bars(node: Node) -> bool:
-    return any(isinstance(n, Apply) and n.name == "abs" for n in walk(node))
-
-
-def _points(names: frozenset[str]) -> Iterator[dict[str, Real]]:
-    """Points with a fixed seed: small positive ones, then of either sign, then whole.
-
-    One empty point if there are no names.
+    Where the texts write i, complex values count, too.
     """
-    if not names:
-        yield {}
-        return
-    dice = random.Random(2025)
+    is_complex = any(n == Constant("i") for tree in (a, b) for n in walk(tree))
+    may_be_narrower = _is_cut(a) and _is_cut(b) and _has(a, {"abs"}) == _has(b, {"abs"})
+    for point in _points(a, b, names):
+        try:
+            left, left_is_real = _value_at(a, point)
+            right, right_is_real = _value_at(b, point)
+        except Unreadable:  # beyond the caps
+            continue
+        if left is not None and right is not None and (is_complex or left_is_real == right_is_real):
+            if is_complex or left_is_real:
+                yield left, right
+        elif (left_is_real or right_is_real or is_complex) and not may_be_narrower:
+            if (left is None) != (right is None) or left_is_real != right_is_real:
+                yield flint.acb(0), flint.acb(1)
+
+
+def _value_at(node: Node, point: Point) -> tuple[Ball | None, bool]:
+    """The value and whether it is real; None where there is none."""
+    try:
+        found = _enclosed((node,), point)
+    except Undefined:
+        return None, False
+    return found.values[0], found.are_real[0]
+
+
+def _is_cut(node: Node) -> bool:
+    """Whether a root or a logarithm of something with variables stands in the tree."""
+    for n in walk(node):
+        match n:
+            case Apply("ln" | "log" | "lg" | "root", args) if variables(args[0]):
+                return True
+            case Apply("^", (base, exponent)) if variables(base):
+                value = exact(exponent)
+                if variables(exponent) or (value is not None and value.denominator > 1):
+                    return True
+            case _:
+                pass
+    return False
+
+
+def _has(node: Node, names: frozenset[str] | set[str]) -> bool:
+    return any(isinstance(n, Apply) and n.name in names for n in walk(node))
+
+
+def _points(a: Node, b: Node, names: frozenset[str]) -> Iterator[Point]:
+    """Rational points, the same for the same two trees: near zero, far away, of either sign.
+
+    n, k and m are whole where only then a value is real: behind a negative base, or counted.
+    """
+    dice = random.Random(f"{a}{b}")
     ordered = sorted(names)
-    for low, high, times in (
-        (0.2, 1.0, 3),
-        (1.0, 4.0, 4),
-        (-4.0, 4.0, 4),
-        (-1.0, 1.0, 2),
-        (5.0, 60.0, 2),
-    ):
+    whole = names & _WHOLE_NAMES if _counts(a) or _counts(b) else frozenset[str]()
+    for low, high, times in _RANGES:
         for _ in range(times):
-            point = {name: mpmath.mpf(dice.randrange(10**20)) / 10**20 for name in ordered}
-            point = {name: low + (high - low) * value for name, value in point.items()}
-            yield _with_log_base(point)
-    for sign in (1, -1):  # where a floor jumps
-        point = {name: mpmath.mpf(sign * (i + 3)) for i, name in enumerate(ordered)}
-        yield _with_log_base(point)
-    if names <= _WHOLE_NAMES:
-        for start in range(2, 7):
-            yield {name: mpmath.mpf(start + 3 * i) for i, name in enumerate(ordered)}
+            point = {}
+            for i, name in enumerate(ordered):
+                share = Fraction(dice.randrange(1, 10**15), 10**15)
+                value = Fraction(low) + (Fraction(high) - Fraction(low)) * share
+                if name in whole:
+                    value = Fraction(dice.randrange(4, 9) + 5 * i)
+                point[name] = 2 + abs(value) if name == LOG_BASE else value
+            yield point
+    if _has(a, _STAIRS) and _has(b, _STAIRS):  # where a floor jumps
+        for sign in (1, -1):
+            yield {n: Fraction(sign * (i + 3)) for i, n in enumerate(ordered)}
 
 
-def _with_log_base(point: dict[str, Real]) -> dict[str, Real]:
-    if LOG_BASE in point:
-        point[LOG_BASE] = 2 + abs(point[LOG_BASE])
-    return point
+_RANGES = (
+    ("0.2", "1", 4),
+    ("1", "4", 4),
+    ("-4", "4", 6),
+    ("-1", "1", 4),
+    ("5", "60", 2),
+    ("-60", "-5", 2),
+    ("-1e-9", "1e-9", 2),
+    ("1e3", "1e6", 1),
+    ("-1e6", "-1e3", 1),
+    ("1e30", "1e32", 1),
+    ("-1e32", "-1e30", 1),
+    ("1e99", "1e100", 1),
+    ("-1e100", "-1e99", 1),
+)
+_STAIRS = frozenset({"floor", "ceil"})
+
+
+def _counts(node: Node) -> bool:
+    """Whether the tree holds (-1)^n, n! or a binomial of a variable."""
+    for n in walk(node):
+        match n:
+            case Apply("^", (base, exponent)) if variables(exponent):
+                value = exact(base)
+                if value is not None and value < 0:
+                    return True
+            case Apply("factorial" | "binom", args) if any(variables(arg) for arg in args):
+                return True
+            case _:
+                pass
+    return False
 
 
 def _is_infinite(node: Node) -> bool:

@@ -10,6 +10,8 @@ Decisions:
 - a number in a base other than ten equals only what names its base, too: 1011_2 = 11_{10}.
 """
 
+from fractions import Fraction
+
 from magistral_jax.verifier.math.caps import Unreadable
 from magistral_jax.verifier.math.exact import exact
 from magistral_jax.verifier.math.judge import Judge, Verdict, either, every, in_order
@@ -244,8 +246,10 @@ def _same_ratio(gold: Node, candidate: Node, judge: Judge) -> Verdict:
     if plain or (_may_be_time(gold) and _may_be_time(candidate)):
         return plain
     first_a, first_b = gold.args[0], candidate.args[0]
-    if exact(first_a) == 0 or exact(first_b) == 0:
-        return False
+    for first in (first_a, first_b):  # 0:0 in disguise would be any ratio
+        is_zero = judge.equal(first, Num(Fraction(0)))
+        if is_zero is not False:
+            return None if is_zero is None else False
     return every(
         judge.equal(Apply("*", (a, first_b)), Apply("*", (b, first_a)))
         for a, b in zip(gold.args[1:], candidate.args[1:], strict=True)
