@@ -236,6 +236,8 @@ class Atoms(ABC):
                 return Apply("root", (*items, Num(Fraction(3))))
             return Apply(name, items)
         if name in _NAMES:
+            if name in ("Gamma", "zeta") and self.peek() == "(":
+                raise Unreadable(f"a value of the function {name}")
             return self.named(name)
         if name in _ACCENTS:
             inner = self.argument()

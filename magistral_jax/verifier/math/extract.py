@@ -59,6 +59,8 @@ def final_answers(text: str) -> tuple[str, ...]:
     """The answer's readings, the likelier one first; outside a box, x + y = 7 may also mean 7."""
     _, closing, after = text.rpartition("</think>")
     part = after if closing else text
+    if "<think>" in part:  # thoughts that never close hold no answer
+        return ()
     boxed = last_box(part)
     if boxed is not None and boxed.strip():
         return (boxed,)

@@ -71,6 +71,8 @@ def equal(a: Node, b: Node) -> bool:
     if not names:
         left, right = _enclosed((a, b), {}).values
         return _meet(left, right) and _meet(*_enclosed((a, b), {}, sharper=2).values)
+    if _has(a, _STAIRS) != _has(b, _STAIRS):
+        return False  # no points find the step that one side alone has
     seen = 0
     for left, right in _real_pairs(a, b, names):
         if not _meet(left, right):
@@ -91,7 +93,8 @@ def proportional(f: Node, g: Node, is_positive: bool) -> bool:
             continue
         if any(are_zero):
             return False
-        quotient = left / right
+        with flint.ctx.workprec(_MAX_BITS):  # a quotient is only as good as it is computed
+            quotient = left / right
         if quotients and not _meet(quotient, quotients[0]):
             return False
         quotients.append(quotient)
@@ -134,8 +137,6 @@ def _enclosed(
     Raises Undefined or Unreadable if that takes more than the caps allow.
     """
     bits = sharper * max(least, _bits_for(nodes, point))
-    if bits > sharper * _MAX_BITS:
-        raise Unreadable("more digits than the cap")
     for attempt in range(_TRIES):
         with flint.ctx.workprec((bits + 64) << attempt):
             try:
@@ -166,11 +167,15 @@ def _bits_for(nodes: tuple[Node, ...], point: Point) -> int:
                 evaluator.value(node)
             except Undefined:  # so it seems to so few bits
                 continue
-    return _BITS + 2 * (hidden + evaluator.scale)
+    bits = _BITS + 2 * (hidden + evaluator.scale)
+    if bits > _MAX_BITS:
+        raise Unreadable("more digits than the cap")
+    return bits
 
 
 def _meet(left: Ball, right: Ball) -> bool:
-    return bool((left - right).contains(0))
+    with flint.ctx.workprec(_MAX_BITS):
+        return bool((left - right).contains(0))
 
 
 def _names(node: Node) -> frozenset[str]:
@@ -187,8 +192,9 @@ def _real_pairs(a: Node, b: Node, names: frozenset[str]) -> Iterator[tuple[Ball,
     may_be_narrower = _is_cut(a) and _is_cut(b) and _has(a, {"abs"}) == _has(b, {"abs"})
     for point in _points(a, b, names):
         try:
-            left, left_is_real = _value_at(a, point)
-            right, right_is_real = _value_at(b, point)
+            bits = _bits_for((a, b), point)
+            left, left_is_real = _value_at(a, point, bits)
+            right, right_is_real = _value_at(b, point, bits)
         except Unreadable:  # beyond the caps
             continue
         if left is not None and right is not None and (is_complex or left_is_real == right_is_real):
@@ -199,10 +205,10 @@ def _real_pairs(a: Node, b: Node, names: frozenset[str]) -> Iterator[tuple[Ball,
                 yield flint.acb(0), flint.acb(1)
 
 
-def _value_at(node: Node, point: Point) -> tuple[Ball | None, bool]:
+def _value_at(node: Node, point: Point, bits: int) -> tuple[Ball | None, bool]:
     """The value and whether it is real; None where there is none."""
     try:
-        found = _enclosed((node,), point)
+        found = _enclosed((node,), point, least=bits)
     except Undefined:
         return None, False
     return found.values[0], found.are_real[0]
@@ -230,11 +236,11 @@ def _has(node: Node, names: frozenset[str] | set[str]) -> bool:
 def _points(a: Node, b: Node, names: frozenset[str]) -> Iterator[Point]:
     """Rational points, the same for the same two trees: near zero, far away, of either sign.
 
-    n, k and m are whole where only then a value is real: behind a negative base, or counted.
+    n, k and m are whole where only then a value is real: as the exponent of a negative base.
     """
     dice = random.Random(f"{a}{b}")
     ordered = sorted(names)
-    whole = names & _WHOLE_NAMES if _counts(a) or _counts(b) else frozenset[str]()
+    whole = names & _WHOLE_NAMES if _alternates(a) or _alternates(b) else frozenset[str]()
     for low, high, times in _RANGES:
         for _ in range(times):
             point = {}
@@ -242,7 +248,7 @@ def _points(a: Node, b: Node, names: frozenset[str]) -> Iterator[Point]:
                 share = Fraction(dice.randrange(1, 10**15), 10**15)
                 value = Fraction(low) + (Fraction(high) - Fraction(low)) * share
                 if name in whole:
-                    value = Fraction(dice.randrange(4, 9) + 5 * i)
+                    value = Fraction(dice.choice((dice.randrange(4, 60), dice.randrange(60, 3000))))
                 point[name] = 2 + abs(value) if name == LOG_BASE else value
             yield point
     if _has(a, _STAIRS) and _has(b, _STAIRS):  # where a floor jumps
@@ -268,18 +274,13 @@ _RANGES = (
 _STAIRS = frozenset({"floor", "ceil"})
 
 
-def _counts(node: Node) -> bool:
-    """Whether the tree holds (-1)^n, n! or a binomial of a variable."""
+def _alternates(node: Node) -> bool:
+    """Whether the tree holds (-1)^n: a negative base with a variable above it."""
     for n in walk(node):
-        match n:
-            case Apply("^", (base, exponent)) if variables(exponent):
-                value = exact(base)
-                if value is not None and value < 0:
-                    return True
-            case Apply("factorial" | "binom", args) if any(variables(arg) for arg in args):
+        if isinstance(n, Apply) and n.name == "^" and variables(n.args[1]):
+            base = exact(n.args[0])
+            if base is not None and base < 0:
                 return True
-            case _:
-                pass
     return False
 
 
