@@ -16,7 +16,12 @@ from magistral_jax.verifier.code.judge import judge_code
 from magistral_jax.verifier.format import Format, check_format
 from magistral_jax.verifier.grade import Grade, shown
 from magistral_jax.verifier.length import length_reward
-from magistral_jax.verifier.math.equal import is_readable_gold, math_equal, same_answer
+from magistral_jax.verifier.math.equal import (
+    PARSERS,
+    is_readable_gold,
+    math_equal,
+    same_answer,
+)
 from magistral_jax.verifier.own import load_own
 from magistral_jax.verifier.sandbox.choose import open_sandbox
 
@@ -28,7 +33,6 @@ PROCEDURAL = "reasoning-gym/"
 REASONING_GYM = "magistral_jax.verifier.own:ReasoningGym"
 TEXT_LIMIT = 1_000_000
 """Characters of a completion beyond which nobody reads it."""
-PARSERS = "magistral_jax.verifier.math.symbolic"
 CLASSIFIER = "magistral_jax.verifier.language"
 # What must be right on a machine that works; asked after a check went wrong in a way that may be
 # the machine's fault.
@@ -149,7 +153,7 @@ class Judge:
         if known:
             return without_reward(known, "")
         self._load(PARSERS)
-        return without_reward("pass" if math_equal(gold, pred, mode) else "wrong", "")
+        return without_reward("pass" if math_equal(gold, pred, mode, self._load) else "wrong", "")
 
     def _grade(self, problem: Problem, form: Format, draw: str) -> Grade:
         own = self._own
@@ -164,7 +168,7 @@ class Judge:
 
     def _grade_math(self, gold: str, answer: str) -> Grade:
         self._load(PARSERS)
-        if same_answer(gold, answer):
+        if same_answer(gold, answer, self._load):
             return Grade(1.0, "pass")
         if not is_readable_gold(gold):
             return Grade(0.0, "error", f"the reference {shown(gold)} cannot be read")

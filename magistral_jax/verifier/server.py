@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from magistral_jax.config import VerifierConfig
 from magistral_jax.types import Problem, Reason, UserError, Verdict
+from magistral_jax.verifier.lazy import NotLoaded
 from magistral_jax.verifier.reward import (
     CANARY_CODE,
     CANARY_TESTS,
@@ -54,10 +55,6 @@ _TRIES = 3
 _FDS = 256  # more than a server ever has open
 _OUT_OF_MEMORY = 9  # the child's exit code
 _PR_SET_PDEATHSIG = 1
-
-
-class NotLoaded(Exception):
-    """A child wants a module that its server has to load first."""
 
 
 class Died(Exception):

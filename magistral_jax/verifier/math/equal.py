@@ -15,9 +15,11 @@ wrong yes. Beyond the decisions in structure.py, statements.py and grammar.py:
 """
 
 from fractions import Fraction
+from importlib import import_module
 from typing import Literal
 
 from magistral_jax.verifier.format import last_box
+from magistral_jax.verifier.lazy import Loader, NotLoaded
 from magistral_jax.verifier.math.caps import Unreadable, is_bounded
 from magistral_jax.verifier.math.clean import clean, readings, spelled
 from magistral_jax.verifier.math.exact import exact
@@ -31,7 +33,10 @@ from magistral_jax.verifier.math.structure import same_tree
 Mode = Literal["answer", "text"]
 
 
-def math_equal(gold: str, pred: str, mode: Mode = "answer") -> bool:
+PARSERS = "magistral_jax.verifier.math.symbolic"
+
+
+def math_equal(gold: str, pred: str, mode: Mode = "answer", load: Loader = import_module) -> bool:
     """True only if `pred` gives the answer `gold`. Never raises for any two texts.
 
     In mode "answer" `pred` is the text inside the box. In mode "text" it is a whole output, and
@@ -42,21 +47,21 @@ def math_equal(gold: str, pred: str, mode: Mode = "answer") -> bool:
             gold = boxed
         elif "\n" in gold or len(gold) > 200:
             gold = final_answer(gold) or gold
-        return any(same_answer(gold, found) for found in final_answers(pred))
-    return same_answer(gold, pred)
+        return any(same_answer(gold, found, load) for found in final_answers(pred))
+    return same_answer(gold, pred, load)
 
 
-def same_answer(gold: str, candidate: str) -> bool:
-    """True only if both texts are the same answer. Never raises; the pool bounds its time."""
+def same_answer(gold: str, candidate: str, load: Loader = import_module) -> bool:
+    """True only if both texts are the same answer. The pool bounds its time.
+
+    Raises nothing for any two texts but what `load` raises for a module that is not there yet.
+    """
     try:
         verdict = settle(gold, candidate)
         if verdict is not None:
             return verdict
-        # Loads mpmath: most answers never need it.
-        from magistral_jax.verifier.math.symbolic import same_value
-
-        return same_value(gold, candidate)
-    except (KeyboardInterrupt, SystemExit):
+        return load(PARSERS).same_value(gold, candidate, load)
+    except (KeyboardInterrupt, SystemExit, NotLoaded, ImportError):
         raise
     except BaseException:  # RecursionError, MemoryError, and what libraries derive from neither
         return False

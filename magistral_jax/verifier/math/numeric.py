@@ -13,7 +13,7 @@ not hide where it is not. One rule: roots and logarithms follow the rules for po
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 import flint
@@ -52,9 +52,16 @@ Point = dict[str, Fraction]
 """Exact, so that any precision can be had of it."""
 
 
-def numeric_judge() -> Judge:
-    """The judge that knows values at points; what it cannot tell is not the same."""
-    return Judge(equal=equal, proportional=proportional, place=place, unknown=False)
+def numeric_judge(confirm: Callable[[Node, Node], bool | None]) -> Judge:
+    """The judge that knows values at points; what it cannot tell is not the same.
+
+    `confirm` is asked where points find two expressions equal, and may disprove it.
+    """
+
+    def confirmed(a: Node, b: Node) -> bool:
+        return equal(a, b) and (a == b or confirm(a, b) is not False)
+
+    return Judge(equal=confirmed, proportional=proportional, place=place, unknown=False)
 
 
 def equal(a: Node, b: Node) -> bool:
@@ -200,9 +207,8 @@ def _real_pairs(a: Node, b: Node, names: frozenset[str]) -> Iterator[tuple[Ball,
         if left is not None and right is not None and (is_complex or left_is_real == right_is_real):
             if is_complex or left_is_real:
                 yield left, right
-        elif (left_is_real or right_is_real or is_complex) and not may_be_narrower:
-            if (left is None) != (right is None) or left_is_real != right_is_real:
-                yield flint.acb(0), flint.acb(1)
+        elif left is not right and not may_be_narrower and (left_is_real or right_is_real):
+            yield flint.acb(0), flint.acb(1)
 
 
 def _value_at(node: Node, point: Point, bits: int) -> tuple[Ball | None, bool]:
@@ -244,7 +250,7 @@ def _points(a: Node, b: Node, names: frozenset[str]) -> Iterator[Point]:
     for low, high, times in _RANGES:
         for _ in range(times):
             point = {}
-            for i, name in enumerate(ordered):
+            for name in ordered:
                 share = Fraction(dice.randrange(1, 10**15), 10**15)
                 value = Fraction(low) + (Fraction(high) - Fraction(low)) * share
                 if name in whole:

@@ -1,15 +1,26 @@
-"""Whether two answers are the same, by their trees and by values at points (mpmath).
+"""Whether two answers are the same, by their trees, by values at points (Arb) and by algebra.
 
-This module loads what takes time to load; import it only when `equal.settle` cannot tell.
+This module loads what takes time to load; import it only when `equal.settle` cannot tell. SymPy
+takes longer still, and is loaded when points first find two expressions equal.
 """
 
+from importlib import import_module
+
+from magistral_jax.verifier.lazy import Loader
 from magistral_jax.verifier.math.equal import compared
+from magistral_jax.verifier.math.nodes import Node
 from magistral_jax.verifier.math.numeric import numeric_judge
 
+ALGEBRA = "magistral_jax.verifier.math.algebra"
 
-def same_value(gold: str, candidate: str) -> bool:
+
+def same_value(gold: str, candidate: str, load: Loader = import_module) -> bool:
     """True only if both texts are read and are the same answer. May raise what parsers raise."""
-    return compared(gold, candidate, numeric_judge()) is True
+
+    def confirm(a: Node, b: Node) -> bool | None:
+        return load(ALGEBRA).same(a, b)
+
+    return compared(gold, candidate, numeric_judge(confirm)) is True
 
 
 def warm() -> None:

@@ -306,7 +306,7 @@ def test_whole_outputs_and_whole_references():
 def test_the_cheap_stage_loads_nothing_heavy():
     probe = (
         "import sys, magistral_jax.verifier.math.equal as e; assert e.settle('1/2', '0.5'); "
-        "sys.exit(str([m for m in ('mpmath', 'sympy', 'numpy') if m in sys.modules] or '') or None)"
+        "sys.exit(str([m for m in ('flint', 'sympy', 'mpmath') if m in sys.modules] or '') or None)"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
