@@ -19,6 +19,8 @@ _OPEN, _CLOSE = "<think>", "</think>"
 # An escape is one token, so that `\{` is no brace and `\\boxed` (a line break, a word) is no box.
 _BOX_OR_BRACE = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
+_PERCENT = re.compile(r"\s*(?:\$|\\\))?\s*(?:\\?%|percent\b)")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
@@ -29,6 +31,8 @@ class Format:
     """What follows `</think>`."""
     boxed: str | None = None
     """Content of the last box of the answer part; None unless the domain is math."""
+    readings: tuple[str, ...] = ()
+    """What the box may say: its content, and its percentage where a percent sign follows it."""
     problem: str = ""
 
 
@@ -41,20 +45,32 @@ def check_format(text: str, domain: Literal["math", "code"]) -> Format:
     thoughts, closing, answer_part = text[len(_OPEN) :].partition(_CLOSE)
     if not closing:
         return Format(problem="think block never closed")
-    boxed, problem = None, ""
+    readings: tuple[str, ...] = ()
+    problem = ""
     if domain == "math":
-        boxed = last_box(answer_part)
-        if boxed is None:
+        readings = box_readings(answer_part)
+        if not readings:
             problem = "no boxed answer"
-        elif not boxed.strip():
+        elif not readings[0].strip():
             problem = "empty box"
     elif first_block(answer_part) is None:
         problem = "no code block with a language"
-    return Format(thoughts=thoughts, answer_part=answer_part, boxed=boxed, problem=problem)
+    return Format(
+        thoughts=thoughts,
+        answer_part=answer_part,
+        boxed=readings[0] if readings else None,
+        readings=readings,
+        problem=problem,
+    )
 
 
 def last_box(text: str) -> str | None:
     """Content of the closed `\\boxed{...}` outside blocks of code that opens last; None without."""
+    return next(iter(box_readings(text)), None)
+
+
+def box_readings(text: str) -> tuple[str, ...]:
+    r"""What the last box may say: its content, and `17\%` for `\boxed{17}\%`; () without a box."""
     text = outside_blocks(text)
     opened: list[int] = []  # where each open brace's content starts; -1 for braces of no box
     start, end = -1, -1
@@ -67,4 +83,9 @@ def last_box(text: str) -> str | None:
             candidate = opened.pop()
             if candidate > start:
                 start, end = candidate, token.start()
-    return text[start:end] if start >= 0 else None
+    if start < 0:
+        return ()
+    content = text[start:end]
+    if _PERCENT.match(text, end + 1) and "%" not in content:
+        return content, content + r"\%"
+    return (content,)

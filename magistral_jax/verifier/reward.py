@@ -162,14 +162,15 @@ class Judge:
         if own is not None:
             return own(problem, form)
         if problem.domain == "math":
-            assert form.boxed is not None
-            return self._grade_math(problem.answer, form.boxed)
+            return self._grade_math(problem, form)
         return self._grade_code(problem, form.answer_part, draw)
 
-    def _grade_math(self, gold: str, answer: str) -> Grade:
+    def _grade_math(self, problem: Problem, form: Format) -> Grade:
         self._load(PARSERS)
-        if same_answer(gold, answer, self._load):
-            return Grade(1.0, "pass")
+        gold, answer = problem.answer, form.readings[0]
+        for reading in form.readings:
+            if same_answer(gold, reading, self._load, problem.question):
+                return Grade(1.0, "pass")
         if not is_readable_gold(gold):
             return Grade(0.0, "error", f"the reference {shown(gold)} cannot be read")
         return Grade(0.0, "wrong", f"{shown(answer)} is not {shown(gold)}")

@@ -6,9 +6,11 @@ The loose levels (grammar.py) are reached through the abstract methods at the to
 import re
 from abc import ABC, abstractmethod
 from fractions import Fraction
+from functools import reduce
 
 from magistral_jax.verifier.math import digits
-from magistral_jax.verifier.math.caps import MAX_DEPTH, Unreadable
+from magistral_jax.verifier.math.caps import MAX_DEPTH, MAX_NODES, MAX_TERMS, Unreadable
+from magistral_jax.verifier.math.exact import exact
 from magistral_jax.verifier.math.matrices import determinant
 from magistral_jax.verifier.math.nodes import (
     EMPTY_SET,
@@ -21,14 +23,19 @@ from magistral_jax.verifier.math.nodes import (
     Num,
     Symbol,
     Words,
+    replaced,
     variables,
     walk,
 )
 
 _FUNCTION_NAMES = (
-    "sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh coth log ln lg exp cis"
+    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth arsinh "
+    "arcosh artanh arcoth log ln lg exp cis"
 )
 FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
+_INVERSES = {name: f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc")} | {
+    name: f"ar{name}" for name in ("sinh", "cosh", "tanh", "coth")
+}
 _CALLS = frozenset(["max", "min", "gcd", "lcm", "abs", "floor", "ceil", "cbrt"])
 _GREEK_NAMES = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau "
@@ -62,6 +69,9 @@ class Atoms(ABC):
 
     @abstractmethod
     def power(self) -> Node: ...
+
+    @abstractmethod
+    def term(self) -> Node: ...
 
     def skip(self) -> int:
         while self.at < len(self.text) and self.text[self.at] == " ":
@@ -265,6 +275,8 @@ class Atoms(ABC):
                 return Apply(name[1:], (inner,))
             case "begin":
                 return self.matrix()
+            case "sum" | "prod":
+                return self.series("+" if name == "sum" else "*")
             case "det":
                 return determinant(self.atom())
             case "angle":
@@ -278,6 +290,36 @@ class Atoms(ABC):
         self.need("R")
         self.need("}")
         return Constant("R")
+
+    def series(self, operation: str) -> Node:
+        r"""\sum_{k=1}^{10} k written out; other bounds than numbers are not read."""
+        self.need("_")
+        self.need("{")
+        letter = self.letter_here()
+        name = Constant("i") if letter == "i" else self.named(letter)
+        self.need("=")
+        first = exact(self.union())
+        self.need("}")
+        self.need("^")
+        last = exact(self.argument())
+        if first is None or last is None or first.denominator != 1 or last.denominator != 1:
+            raise Unreadable("a series without numbers as its bounds")
+        if not 0 <= last - first < MAX_TERMS:
+            raise Unreadable("a series of no terms, or of more than the cap")
+        body = self.term()
+        if sum(1 for _ in walk(body)) * int(last - first + 1) > MAX_NODES:
+            raise Unreadable("a series of more nodes than the cap")
+        terms = [replaced(body, name, Num(first + i)) for i in range(int(last - first) + 1)]
+        if operation == "+":
+            return Apply("+", tuple(terms))
+        return reduce(lambda a, b: Apply("*", (a, b)), terms)
+
+    def letter_here(self) -> str:
+        token = self.peek()
+        if not (token.isascii() and token.isalpha()):
+            raise Unreadable("no name")
+        self.at += 1
+        return token
 
     def fraction(self) -> Node:
         top = self.argument()
@@ -313,9 +355,9 @@ class Atoms(ABC):
                 exponent = Apply("neg", (exponent,)) if sign else exponent
         inner = self.function_argument()
         if exponent in (Apply("neg", (Num(Fraction(1)),)), Num(Fraction(-1))):
-            if name not in ("sin", "cos", "tan", "cot"):
+            if name not in _INVERSES:
                 raise Unreadable("the inverse of a function")
-            return Apply("arc" + name, (inner,))
+            return Apply(_INVERSES[name], (inner,))
         if name == "cis":
             return Apply("^", (Constant("e"), Apply("*", (Constant("i"), inner))))
         node = Apply(name, (inner,) if base is None else (inner, base))
@@ -395,5 +437,18 @@ class Atoms(ABC):
 
 
 _FACTOR_COMMANDS = frozenset(
-    ("frac", "sqrt", "binom", "pi", "emptyset", "lfloor", "lceil", "begin", "mathbb", *_ACCENTS)
+    (
+        "frac",
+        "sqrt",
+        "binom",
+        "pi",
+        "sum",
+        "prod",
+        "emptyset",
+        "lfloor",
+        "lceil",
+        "begin",
+        "mathbb",
+        *_ACCENTS,
+    )
 )

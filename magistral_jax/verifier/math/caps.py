@@ -10,6 +10,8 @@ MAX_CHARS = 2000
 MAX_DEPTH = 30
 """Brackets inside brackets. Each costs a dozen frames of the parser's recursion."""
 MAX_NODES = 500
+MAX_TERMS = 200
+"""Of a sum or product written out."""
 MAX_DIGITS = 1000
 """Digits in a row."""
 MAX_BITS = 40_000

@@ -50,12 +50,19 @@ _CHARACTERS = str.maketrans(
     | {"⌈": r"\lceil ", "⌉": r"\rceil ", "⟨": r"\langle ", "⟩": r"\rangle ", "∣": "|"}
     | {"\u2009": r"\,", "\u202f": r"\,", "\u2008": r"\,", "\u00a0": r"\,", '"': "'"}
 )
+_HYPERBOLIC = ("sinh", "cosh", "tanh", "coth")
+_SIZES = ("big", "Big", "bigg", "Bigg")
 _COMMANDS = (
     dict.fromkeys(("dfrac", "tfrac", "cfrac"), r"\frac")
     | dict.fromkeys(("dbinom", "tbinom"), r"\binom")
     | dict.fromkeys(("cdot", "times", "ast", "bullet"), "*")
     | dict.fromkeys(("left", "right", "displaystyle", "textstyle", "limits", "nolimits"), "")
-    | dict.fromkeys(("big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr"), "")
+    | dict.fromkeys((size + side for size in _SIZES for side in ("", "l", "m", "r")), "")
+    | dict.fromkeys(("mathopen", "mathclose", "mathord", "mathinner"), "")
+    | {"lparen": "(", "rparen": ")", "bigcup": r"\cup ", "bigcap": r"\cap "}
+    | dict.fromkeys(("simeq", "doteq", "thickapprox", "approxeq"), r"\approx ")
+    | dict.fromkeys(("nicefrac", "sfrac", "flatfrac"), r"\frac")
+    | {"textdollar": r"\$", "mathdollar": r"\$"}
     | dict.fromkeys(("middle", "boldsymbol", "bold", "bm", "scriptstyle", "!", "mathstrut"), "")
     | dict.fromkeys((";", ":", ">", " ", "quad", "qquad", "space", "enspace", "\n"), " ")
     | dict.fromkeys(("leq", "leqslant", "leqq"), r"\le ")
@@ -78,6 +85,8 @@ _COMMANDS = (
         "backslash": r"\setminus ",
     }
     | {"varepsilon": r"\epsilon ", "varphi": r"\phi ", "vartheta": r"\theta ", "lt": "<", "gt": ">"}
+    | {f"arc{name}": rf"\ar{name} " for name in _HYPERBOLIC}
+    | {"tg": r"\tan ", "ctg": r"\cot ", "arctg": r"\arctan ", "arcctg": r"\arccot "}
     | {"bar": r"\overline", "lbrack": "[", "rbrack": "]", "colon": ":", "imath": "i", "mathrm": ""}
     | {"cap": r"\cap ", "cup": r"\cup ", "setminus": r"\setminus ", "smallsetminus": r"\setminus "}
 )
@@ -87,8 +96,8 @@ _STYLE = re.compile(
 )
 _DECORATION = re.compile(
     r"\\(?:color|hspace\*?|vspace\*?|textcolor)\s*\{[^{}]*\}|\\h?phantom\s*(?:\{[^{}]*\}|[^{}\s\\])"
-    r"|\\(?:underline|large|Large"
-    r"|small|normalsize|mathbf|mathit|mathrm|mathsf|mathcal|thinspace|noindent)(?![A-Za-z{])"
+    r"|\\(?:large|Large|LARGE|huge|small|normalsize)(?![A-Za-z])|\\tag\*?\s*\{[^{}]*\}"
+    r"|\\(?:underline|mathbf|mathit|mathrm|mathsf|mathcal|thinspace|noindent)(?![A-Za-z{])"
     r"|\\underline(?=\{)"
 )
 # No blank inside the second sign and no digit behind it: else it is money.
@@ -102,7 +111,19 @@ _ROW_END = re.compile(
     r"\\\\(?:\s*\[-?[0-9.]+ ?(?:pt|em|ex|mm|cm)\])?(?:\s*\\\\(?:\[-?[0-9.]+ ?(?:pt|em)\])?)*"
 )
 # Without & it is no definition by cases.
-_SYSTEM = re.compile(r"\\begin\{cases\}([^&]*)\\end\{cases\}")
+_SYSTEM = re.compile(
+    r"\\begin\{cases\}([^&]*)\\end\{cases\}"
+    r"|\\left\s*\\\{\s*\\begin\{array\}\{[lrc]\}([^&]*)\\end\{array\}\s*\\right\s*\."
+)
+_ALIGNED = re.compile(r"\\begin\{(aligned|align\*?|gathered|split)\}(.*?)\\end\{\1\}", re.DOTALL)
+# Plain TeX's and the starred matrices, as the others.
+_PLAIN_MATRIX = re.compile(r"\\(p?matrix)\s*\{((?:[^{}]|\{[^{}]*\}|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
+_STARRED = re.compile(r"\\(begin|end)\{([bpBvV]?matrix)\*\}(?:\[[lrc]\])?")
+_LABEL = re.compile(
+    r'^(?!.*"(?:not?|never|wrong|false)")(?:"[A-Za-z]+" ?){1,8}[:=] ?(?=[-+0-9.\\({\[$])'
+    r'(?!.*"[A-Za-z]+" ?[:=])',
+    re.IGNORECASE,
+)
 _ANNOUNCED = re.compile(r'^(?:"the" )?(?:"final" )?"answer"(?: "is" ?:?| ?:) ?', re.IGNORECASE)
 _WORDINGS = {
     '"empty" "set"': r"\emptyset ",
@@ -114,7 +135,7 @@ _COMMAND = re.compile(r"\\([A-Za-z]+|.|\n)[ ]*", re.DOTALL)
 _LETTERS = re.compile(r'"[^"]*"|\\[A-Za-z]+|[A-Za-z]+')
 _MONEY = re.compile(
     r"(?:\\?\$|(?P<euro>€)|(?P<pound>£))\s*(?P<amount>[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)"
-    r'(?P<scale>\s*"(?:thousand|million|billion|trillion)")?'
+    r'(?P<scale>\s*"(?:thousand|million|billion|trillion)")?(?:\s*"dollars?")?'
 )
 _GROUPED = re.compile(
     r"(?<![0-9.,])([1-9][0-9]{0,2})((?:\s*(?:\{,\}|,?\s*\\!|\\,)\s*[0-9]{3})+)(?![0-9])"
@@ -130,11 +151,18 @@ def clean(text: str) -> str:
     text = text.strip()
     text = text[:-1] if re.search(r"(?<!\\)\\$", text) else text  # half of a forced blank
     text = _without_frame(text)
-    text = _MATH_SPAN.sub(r"\1", text) if text.count("$") == 2 else text
+    text = _MATH_SPAN.sub(r"\1", text) if text.count("$") - text.count(r"\$") == 2 else text
+    text = text.replace("{}", "").replace(r"\text{,}", "{,}")
+    text = re.sub(r"\\num\{([0-9.]+)\}", r"\1", text)
+    text = _PLAIN_MATRIX.sub(r"\\begin{\1}\2\\end{\1}", text)
+    text = _STARRED.sub(r"\\\1{\2}", text)
+    if r"\begin" in text:
+        text = re.sub(r"\\cr(?![A-Za-z])", r"\\\\", text)
+    text = re.sub(r"\^\s*\{?\s*\\(?:top|intercal|mathsf\s*\{?T\}?)\s*\}?", "^T", text)
     if r"\begin" not in text:  # else a line break; here an escape too many
         text = re.sub(r"\\\\(?=[A-Za-z]{2})", r"\\", text)
     else:
-        text = _SYSTEM.sub(lambda m: re.sub(r"[,;]?\s*\\\\", ",", m[1].rstrip("\\ ")), text)
+        text = _SYSTEM.sub(_system, _ALIGNED.sub(_aligned, text))
         text = _ROW_END.sub(r"\\\\", text)
     text = text.replace(r"\\%", "%").replace(r"\%", "%").replace("{:}", ":")
     text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))", "°", text)
@@ -165,11 +193,13 @@ def clean(text: str) -> str:
     text = " ".join(text.split())
     text = re.sub(r"^(?:=|\\approx|\\implies|\\therefore|:)\s*", "", text)
     text = re.sub(r"(?<!\.)[.,;:]$", "", text).rstrip()
-    text = _ANNOUNCED.sub("", text)
+    text = _LABEL.sub("", _ANNOUNCED.sub("", text))
+    text = re.sub(r"^\\angle ?= ?", "", text)
     for wording, spelling in _WORDINGS.items():
         text = text.replace(wording, spelling)
     if text.lower() == '"all" "real" "numbers"':
         return r"\mathbb{R}"
+    text = re.sub(r"(?<=[)\]]) U (?=[(\[])", r" \\cup ", text)
     text = _FRENCH.sub(_french, text)
     text = _SPACED.sub(lambda m: m[1] + m[2].replace(" ", ""), text)
     return re.sub(r"^(-?)0+(?=[0-9]+$)", r"\1", text)
@@ -229,6 +259,8 @@ def _without_frame(text: str) -> str:
             text = match[1].strip()
         elif re.fullmatch(r"\$(?:[^$\\]|\\[^$])+\$(?:[^$\\]*\$(?:[^$\\]|\\[^$])+\$)+", text):
             text = text.replace("$", "")
+        elif match := re.fullmatch(r"\$((?:[^$\\]|\\.)+)\$", text):
+            text = match[1].strip()
         elif match := re.fullmatch(r"\\\((.*)\\\)|\\\[(.*)\\\]", text, re.DOTALL):
             inner = match[1] if match[1] is not None else match[2]
             text = inner.strip() if r"\)" not in inner and r"\]" not in inner else text
@@ -294,6 +326,15 @@ def _over(match: re.Match[str]) -> str:
     if bool(match[1]) != bool(match[4]):
         return match[0]
     return rf"\frac{{{match[2]}}}{{{match[3]}}}"
+
+
+def _aligned(match: re.Match[str]) -> str:
+    return rf"\begin{{cases}}{match[2].replace('&', '')}\end{{cases}}"
+
+
+def _system(match: re.Match[str]) -> str:
+    inner = match[1] if match[1] is not None else match[2]
+    return re.sub(r"[,;]?\s*\\\\", ",", inner.rstrip("\\ "))
 
 
 def _french(match: re.Match[str]) -> str:

@@ -25,7 +25,7 @@ _NUMBER = re.compile(
 )
 _BASED = re.compile(
     r"\(?(?P<digits>[0-9][0-9A-Fa-f]*(?:\.[0-9A-Fa-f]+)?|[A-F][0-9A-F]+)\)?\s*(?:_\s*"
-    r'(?:\{\s*(?:"base"\s*)?(?:(?P<base>[0-9]+)|"?(?P<word>[a-z]+)"?)\s*\}|(?P<short>[0-9]))'
+    r'(?:\{\s*\(?(?:"base"\s*)?(?:(?P<base>[0-9]+)|"?(?P<word>[a-z]+)"?)\)?\s*\}|(?P<short>[0-9]))'
     r'|\(?"base"\s*(?:(?P<plain>[0-9]+)|"(?P<plain_word>[a-z]+)")\)?)'
 )
 

@@ -14,12 +14,14 @@ wrong yes. Beyond the decisions in structure.py, statements.py and grammar.py:
 - sums, integrals, limits and derivatives are not evaluated.
 """
 
+from dataclasses import replace
 from fractions import Fraction
 from importlib import import_module
 from typing import Literal
 
 from magistral_jax.verifier.format import last_box
 from magistral_jax.verifier.lazy import Loader, NotLoaded
+from magistral_jax.verifier.math.asked import NOTHING, Asked, asked
 from magistral_jax.verifier.math.caps import Unreadable, is_bounded
 from magistral_jax.verifier.math.clean import clean, readings, spelled
 from magistral_jax.verifier.math.exact import exact
@@ -27,7 +29,7 @@ from magistral_jax.verifier.math.extract import final_answer, final_answers
 from magistral_jax.verifier.math.grammar import parse
 from magistral_jax.verifier.math.judge import Judge, Verdict, either
 from magistral_jax.verifier.math.labels import same_label
-from magistral_jax.verifier.math.nodes import Node
+from magistral_jax.verifier.math.nodes import Constant, Node, Symbol, replaced, walk
 from magistral_jax.verifier.math.structure import same_tree
 
 Mode = Literal["answer", "text"]
@@ -36,38 +38,55 @@ Mode = Literal["answer", "text"]
 PARSERS = "magistral_jax.verifier.math.symbolic"
 
 
-def math_equal(gold: str, pred: str, mode: Mode = "answer", load: Loader = import_module) -> bool:
+def math_equal(
+    gold: str,
+    pred: str,
+    mode: Mode = "answer",
+    load: Loader = import_module,
+    problem: str = "",
+) -> bool:
     """True only if `pred` gives the answer `gold`. Never raises for any two texts.
 
     In mode "answer" `pred` is the text inside the box. In mode "text" it is a whole output, and
-    `gold` may be one, or hold a box.
+    `gold` may be one, or hold a box. `problem` is the problem's text, whose words decide whether
+    the order of a list counts (asked.py).
     """
     if mode == "text":
         if (boxed := last_box(gold)) is not None:
             gold = boxed
         elif "\n" in gold or len(gold) > 200:
             gold = final_answer(gold) or gold
-        return any(same_answer(gold, found, load) for found in final_answers(pred))
-    return same_answer(gold, pred, load)
+        return any(same_answer(gold, found, load, problem) for found in final_answers(pred))
+    return same_answer(gold, pred, load, problem)
 
 
-def same_answer(gold: str, candidate: str, load: Loader = import_module) -> bool:
+def same_answer(gold: str, candidate: str, load: Loader = import_module, problem: str = "") -> bool:
     """True only if both texts are the same answer. The pool bounds its time.
 
     Raises nothing for any two texts but what `load` raises for a module that is not there yet.
     """
     try:
-        verdict = settle(gold, candidate)
+        known = asked(problem)
+        candidate = _without_asked(candidate, known)
+        verdict = settle(gold, candidate, known)
         if verdict is not None:
             return verdict
-        return load(PARSERS).same_value(gold, candidate, load)
+        return load(PARSERS).same_value(gold, candidate, load, known)
     except (KeyboardInterrupt, SystemExit, NotLoaded, ImportError):
         raise
     except BaseException:  # RecursionError, MemoryError, and what libraries derive from neither
         return False
 
 
-def settle(gold: str, candidate: str) -> bool | None:
+def _without_asked(candidate: str, known: Asked) -> str:
+    """The value behind an expression that the problem writes: 35 of `pq = 35`."""
+    expression, sign, value = candidate.partition("=")
+    if sign and "=" not in value and value.strip() and known.writes(expression):
+        return value
+    return candidate
+
+
+def settle(gold: str, candidate: str, known: Asked = NOTHING) -> bool | None:
     """What text, labels, exact numbers and forms can tell; None if values at points must."""
     if not (is_bounded(gold) and is_bounded(candidate)):
         return False
@@ -77,15 +96,25 @@ def settle(gold: str, candidate: str) -> bool | None:
     label = same_label(a, b)
     if label is not None:
         return label
-    return compared(gold, candidate, _EXACT)
+    return compared(gold, candidate, replace(_EXACT, asked=known))
 
 
 def compared(gold: str, candidate: str, judge: Judge) -> Verdict:
     """The judge's verdict on the two trees, over the readings that the texts allow."""
     trees_a, trees_b = _trees(clean(gold)), _trees(clean(candidate))
+    if any(_IMAGINARY in walk(a) for a in trees_a):
+        trees_b = [_with_unit(b) for b in trees_b]
     if not trees_a or not trees_b:
         return judge.unknown
     return either(_compared(a, b, judge) for a in trees_a for b in trees_b)
+
+
+_IMAGINARY = Constant("i")
+
+
+def _with_unit(node: Node) -> Node:
+    """A tree that writes I, and no i, for the imaginary unit."""
+    return node if _IMAGINARY in walk(node) else replaced(node, Symbol("I"), _IMAGINARY)
 
 
 def is_readable_gold(gold: str) -> bool:

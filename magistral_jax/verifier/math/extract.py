@@ -9,7 +9,7 @@ sign; 6. the last number or fraction.
 
 import re
 
-from magistral_jax.verifier.format import last_box
+from magistral_jax.verifier.format import box_readings
 from magistral_jax.verifier.math.caps import MAX_CHARS
 
 _TAIL = 20_000
@@ -61,9 +61,9 @@ def final_answers(text: str) -> tuple[str, ...]:
     part = after if closing else text
     if "<think>" in part:  # thoughts that never close hold no answer
         return ()
-    boxed = last_box(part)
-    if boxed is not None and boxed.strip():
-        return (boxed,)
+    boxed = box_readings(part)
+    if boxed and boxed[0].strip():
+        return boxed
     part = part[-_TAIL:].strip()
     for find in (_said, _displayed, _inline, _bold, _line, _equated, _number):
         answer = find(part)

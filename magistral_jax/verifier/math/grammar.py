@@ -28,6 +28,7 @@ from magistral_jax.verifier.math.nodes import (
     Relation,
     Symbol,
     Words,
+    is_expression,
     variables,
 )
 from magistral_jax.verifier.math.words import SCALES
@@ -189,6 +190,10 @@ class Parser(Atoms):
                 return sign
         return None
 
+    def term(self) -> Node:
+        """What a \\sum or \\prod goes over: all up to the next sign."""
+        return self.product()
+
     def product(self) -> Node:
         node, divided = self.unary(), False
         while True:
@@ -214,7 +219,7 @@ class Parser(Atoms):
         """The product with the next factor, or the mixed number."""
         is_number, start = isinstance(node, Num), self.at
         starts_with_digit = self.peek_number()
-        factor = self.power()
+        factor = _ungrouped(self.power())
         wrap, factor = _unwrapped(factor)
         if not is_number or not (starts_with_digit or _is_plain_fraction(factor)):
             factor = wrap(factor)
@@ -251,6 +256,8 @@ class Parser(Atoms):
 
     def power(self) -> Node:
         node = self.postfix(self.atom())
+        if self.peek() == "^" or self.begins_factor():
+            node = _ungrouped(node)
         if not self.take("^"):
             return node
         exponent = self.exponent()
@@ -269,6 +276,15 @@ class Parser(Atoms):
         if self.take("^"):
             return Apply("^", (node, self.exponent()))
         return node
+
+
+def _ungrouped(node: Node) -> Node:
+    """What stands in square brackets that can only group: in 2[x + 3] and [x + 1]^2."""
+    match node:
+        case Group("[", "]", (inner,)) if is_expression(inner):
+            return inner
+        case _:
+            return node
 
 
 _SIGNED = {"-": "neg", r"\pm": "pm", r"\mp": "mp"}

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from magistral_jax.verifier.math.asked import NOTHING, Asked
 from magistral_jax.verifier.math.nodes import Node
 
 Verdict = bool | None
@@ -22,6 +23,8 @@ class Judge:
     """Where a constant lies on the line. Raises Unreadable if it has no place known here."""
     unknown: Verdict
     """What to say when this stage cannot tell."""
+    asked: Asked = NOTHING
+    """What the problem's words say about the form of its answer."""
 
 
 def every(verdicts: Iterable[Verdict]) -> Verdict:
@@ -58,7 +61,19 @@ def in_order(
 def in_any_order(
     gold: Sequence[Node], candidate: Sequence[Node], same: Callable[[Node, Node], Verdict]
 ) -> Verdict:
-    """Each item of either side is among the other's. The caller compares the lengths."""
+    """Each item of either side is among the other's, as often as it is there."""
+    verdict = as_sets(gold, candidate, same)
+    if verdict is not True:
+        return verdict
+    # Sameness is an equivalence, so an item's likes are counted on both sides.
+    counts = [[[same(a, b) for b in side].count(True) for side in (gold, candidate)] for a in gold]
+    return all(here == there for here, there in counts)
+
+
+def as_sets(
+    gold: Sequence[Node], candidate: Sequence[Node], same: Callable[[Node, Node], Verdict]
+) -> Verdict:
+    """Each item of either side is among the other's, however often."""
     table = [[same(a, b) for b in candidate] for a in gold]
-    columns = zip(*table, strict=True) if table else ([] for _ in candidate)
-    return every([*(either(row) for row in table), *(either(column) for column in columns)])
+    columns = [list(column) for column in zip(*table, strict=True)] or [[] for _ in candidate]
+    return every(either(line) for line in (*table, *columns))

@@ -130,6 +130,27 @@ def variables(node: Node) -> frozenset[str]:
     return frozenset(n.name for n in walk(node) if isinstance(n, Symbol))
 
 
+def replaced(node: Node, old: Node, new: Node) -> Node:
+    """The tree with `new` wherever `old` stands."""
+    if node == old:
+        return new
+    match node:
+        case Apply(name, args):
+            return Apply(name, tuple(replaced(arg, old, new) for arg in args))
+        case Group(opening, closing, items):
+            return Group(opening, closing, tuple(replaced(item, old, new) for item in items))
+        case Matrix(rows):
+            return Matrix(tuple(tuple(replaced(item, old, new) for item in row) for row in rows))
+        case Relation(parts, signs):
+            return Relation(tuple(replaced(part, old, new) for part in parts), signs)
+        case Joined(word, items):
+            return Joined(word, tuple(replaced(item, old, new) for item in items))
+        case Measured(value, factor, dimension):
+            return Measured(replaced(value, old, new), factor, dimension)
+        case _:
+            return node
+
+
 def is_expression(node: Node) -> bool:
     """True if the tree is one number or function, not a statement, a list or a quantity."""
     return all(isinstance(n, Num | Based | Symbol | Constant | Apply) for n in walk(node)) and all(

@@ -6,8 +6,9 @@ Decisions:
 - where the gold answer is solved (`x = 5`, `x > 2`), so must the candidate be: `2x = 10` only
   says the problem again;
 - unsolved equations are the same up to a constant factor;
-- values between `or`, behind `\pm`, in braces or with the variable's name repeated have no order;
-  a bare list has, and a set equals it in that order only;
+- values between `or`, behind `\pm`, in braces or with the variable's name repeated have no order,
+  and neither has a list of tuples; another bare list has one, which a set must keep, unless the
+  problem asks for all of something and for no order (asked.py);
 - `1 or 2` without a name is a hedge, unless the gold answer says `or`, too.
 """
 
@@ -16,8 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from magistral_jax.verifier.math.asked import Asked
 from magistral_jax.verifier.math.caps import Unreadable
-from magistral_jax.verifier.math.judge import Judge, Verdict, every, in_any_order, in_order
+from magistral_jax.verifier.math.judge import (
+    Judge,
+    Verdict,
+    as_sets,
+    every,
+    in_any_order,
+    in_order,
+)
 from magistral_jax.verifier.math.nodes import (
     Apply,
     Constant,
@@ -44,6 +53,7 @@ _MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 
 
 _ROUNDING = Fraction(1, 100)
+"""A value may be followed by a decimal that is this near to it."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,9 @@ def _with_sign(node: Node, sign: int) -> Node:
             return node
 
 
-def same_solutions(gold: Solutions, candidate: Solutions, same: Same) -> Verdict:
+def same_solutions(
+    gold: Solutions, candidate: Solutions, same: Same, *, is_unordered: bool = False
+) -> Verdict:
     """Whether two statements give the same values; see the module on names and order."""
     if gold.variable != candidate.variable:
         if gold.variable and candidate.variable:
@@ -133,14 +145,25 @@ def same_solutions(gold: Solutions, candidate: Solutions, same: Same) -> Verdict
         return False
     if len(gold.values) == 1 and (gold.kind == "set") != (candidate.kind == "set"):
         return False
-    if candidate.kind == "or" and candidate.variable is None and gold.kind != "or":
-        return False  # a hedge
+    is_unordered = is_unordered or _are_tuples(gold.values)
+    is_hedge = candidate.kind == "or" and candidate.variable is None and gold.kind != "or"
+    if is_hedge and (not is_unordered or len(gold.values) == 1):
+        return False
     are_sets = gold.kind == candidate.kind == "set"
     if not are_sets and len(gold.values) != len(candidate.values):
         return False
-    if gold.kind in ("one", "list") and candidate.kind != "pm":
+    if gold.kind in ("one", "list") and candidate.kind != "pm" and not is_unordered:
         return in_order(gold.values, candidate.values, same)
+    if are_sets:
+        return as_sets(gold.values, candidate.values, same)
     return in_any_order(gold.values, candidate.values, same)
+
+
+def _are_tuples(values: tuple[Node, ...]) -> bool:
+    return len(values) > 1 and all(
+        isinstance(value, Group) and (value.opening, value.closing) == ("(", ")")
+        for value in values
+    )
 
 
 def is_name_for(name: str, value: Node) -> bool:
@@ -162,6 +185,10 @@ def is_name_for(name: str, value: Node) -> bool:
 def assignments(node: Node) -> dict[str, Node] | None:
     """What a system says: x = 1, y = 2; or (x, y) = (1, 2). None if it is of another form."""
     match node:
+        case Group("{", "}", items) if len(items) > 1:
+            return assignments(Group("", "", items))
+        case Joined("and", items):
+            return assignments(Group("", "", items))
         case Relation((Group("(", ")") as names, Group("(", ")") as values), ("=",)):
             pairs = list(zip(names.items, values.items, strict=False))
             if len(names.items) != len(values.items):
@@ -178,18 +205,54 @@ def assignments(node: Node) -> dict[str, Node] | None:
     return named if len(named) == len(pairs) >= 2 else None
 
 
-def same_assignments(gold: dict[str, Node], candidate: Node, same: Same) -> Verdict:
-    """A system against a system, or against the tuple of its values in the order of its names."""
+def same_assignments(
+    gold: dict[str, Node], candidate: Node, same: Same, *, as_written: bool, asked: Asked
+) -> Verdict:
+    """A system against a system, or against the tuple of its values in the order of its names.
+
+    That order is the one in which the problem lists the names, or the one of a tuple of names
+    (`as_written`), or the alphabet's: for x, y and z always, else if the system keeps to it.
+    """
     other = assignments(candidate)
     if other is not None:
         if gold.keys() != other.keys():
             return False
         return every(same(value, other[name]) for name, value in gold.items())
     if isinstance(candidate, Group) and candidate.opening == "(" and candidate.closing == ")":
-        if list(gold) != sorted(gold) or any(variables(value) for value in gold.values()):
+        if any(variables(value) for value in gold.values()):
             return False
-        return in_order(tuple(gold.values()), candidate.items, same)
+        names = list(gold)
+        for order in asked.orders:
+            if sorted(order) == sorted(names):
+                names, as_written = list(order), True
+        if not as_written and names != sorted(names):
+            if not set(names) <= {"x", "y", "z"}:
+                return False
+            names = sorted(names)
+        return in_order(tuple(gold[name] for name in names), candidate.items, same)
     return False
+
+
+def without_label(node: Node) -> Node:
+    """The value of a sum of names, which only says again what was asked for: m + n = 113."""
+    match node:
+        case Relation((Apply("+", terms), value), ("=",)) if (
+            not variables(value) and len(terms) > 1 and all(_is_name(term) for term in terms)
+        ):
+            return value
+        case _:
+            return node
+
+
+def _is_name(term: Node) -> bool:
+    """A name, or a whole multiple of one: m, 100m."""
+    match term:
+        case Symbol():
+            return True
+        case Apply("*", (Num(value), Symbol())):
+            return value.denominator == 1
+        case _:
+            return False
 
 
 def is_solved(node: Relation) -> bool:
@@ -218,7 +281,7 @@ def without_rounding(node: Node, judge: Judge) -> Node:
     parts, signs = node.parts, node.signs
     if signs[-1] == "~":
         rounded, value = judge.place(parts[-1]), judge.place(parts[-2])
-        if not isinstance(parts[-1], Num) or abs(rounded - value) > abs(value) * _ROUNDING:
+        if not _is_decimal(parts[-1]) or not _is_rounding(rounded, value):
             raise Unreadable("a value that is not near the rounded one")
         parts, signs = parts[:-1], signs[:-1]
     if set(signs) == {"="} and not any(variables(part) for part in parts):
@@ -226,6 +289,23 @@ def without_rounding(node: Node, judge: Judge) -> Node:
             raise Unreadable("steps that are not equal")
         signs = ()
     return Relation(parts, signs) if signs else parts[0]
+
+
+def _is_rounding(rounded: Fraction, value: Fraction) -> bool:
+    """Within 1%, or half a unit of the last digit written where that is within 10%."""
+    off, digits = abs(rounded - value), 0
+    while rounded * 10**digits % 1 and digits < 20:
+        digits += 1
+    half = min(Fraction(1, 2 * 10**digits), abs(value) / 10)
+    return off <= max(abs(value) * _ROUNDING, half)
+
+
+def _is_decimal(node: Node) -> bool:
+    match node:
+        case Apply("neg", (Num(),)) | Num():
+            return True
+        case _:
+            return False
 
 
 def same_relations(gold: Relation, candidate: Relation, judge: Judge, same: Same) -> Verdict:

@@ -41,6 +41,7 @@ from magistral_jax.verifier.math.statements import (
     same_relations,
     same_solutions,
     solutions,
+    without_label,
     without_rounding,
     without_steps,
 )
@@ -53,6 +54,7 @@ def same_tree(gold: Node, candidate: Node, judge: Judge) -> Verdict:
     gold, candidate = (_plain(without_rounding(node, judge)) for node in (gold, candidate))
     if isinstance(gold, Words) or isinstance(candidate, Words):
         return gold == candidate
+    gold, candidate = _unlabelled(gold, candidate)
     bases = _bases(gold), _bases(candidate)
     if any(bases) and not all(bases) and bases[0] | bases[1] != {10}:
         return False
@@ -64,10 +66,27 @@ def same_tree(gold: Node, candidate: Node, judge: Judge) -> Verdict:
         return judge.equal(gold, candidate)
     if _has_name(gold, "ratio") or _has_name(candidate, "ratio"):
         return _same_ratio(gold, candidate, judge)
+    gold, candidate = _unnamed_matrix(gold), _unnamed_matrix(candidate)
     matrices = as_matrix(gold, candidate), as_matrix(candidate, gold)
     if matrices[0] is not None or matrices[1] is not None:
         return _same_matrix(matrices[0], matrices[1], judge)
     return _same_statement(gold, candidate, judge)
+
+
+def _unlabelled(gold: Node, candidate: Node) -> tuple[Node, Node]:
+    """Both without a label before them, if only one has one."""
+    bare = without_label(gold), without_label(candidate)
+    if (bare[0] is gold) == (bare[1] is candidate):
+        return gold, candidate
+    return bare
+
+
+def _unnamed_matrix(node: Node) -> Node:
+    match node:
+        case Relation((Symbol(), Matrix() as value), ("=",)):
+            return value
+        case _:
+            return node
 
 
 def _same_statement(gold: Node, candidate: Node, judge: Judge) -> Verdict:
@@ -79,15 +98,17 @@ def _same_statement(gold: Node, candidate: Node, judge: Judge) -> Verdict:
     if isinstance(candidate, Relation):
         candidate = without_steps(candidate, same)
     if (system := assignments(gold)) is not None:
-        return same_assignments(system, candidate, same)
+        as_written = isinstance(gold, Relation)
+        return same_assignments(system, candidate, same, as_written=as_written, asked=judge.asked)
     if (system := assignments(candidate)) is not None:
-        return same_assignments(system, gold, same)
+        as_written = isinstance(candidate, Relation)
+        return same_assignments(system, gold, same, as_written=as_written, asked=judge.asked)
     are_relations = isinstance(gold, Relation) and isinstance(candidate, Relation)
     given, found = solutions(gold), solutions(candidate)
     if given is not None and found is not None:
         if given.values == (gold,) and found.values == (candidate,):
             return judge.unknown
-        verdict = same_solutions(given, found, same)
+        verdict = same_solutions(given, found, same, is_unordered=judge.asked.is_unordered)
         if verdict is not False or not are_relations:
             return verdict
     if isinstance(gold, Relation) and isinstance(candidate, Relation):

@@ -4,9 +4,11 @@ This module loads what takes time to load; import it only when `equal.settle` ca
 takes longer still, and is loaded when points first find two expressions equal.
 """
 
+from dataclasses import replace
 from importlib import import_module
 
 from magistral_jax.verifier.lazy import Loader
+from magistral_jax.verifier.math.asked import NOTHING, Asked
 from magistral_jax.verifier.math.equal import compared
 from magistral_jax.verifier.math.nodes import Node
 from magistral_jax.verifier.math.numeric import numeric_judge
@@ -14,13 +16,15 @@ from magistral_jax.verifier.math.numeric import numeric_judge
 ALGEBRA = "magistral_jax.verifier.math.algebra"
 
 
-def same_value(gold: str, candidate: str, load: Loader = import_module) -> bool:
+def same_value(
+    gold: str, candidate: str, load: Loader = import_module, known: Asked = NOTHING
+) -> bool:
     """True only if both texts are read and are the same answer. May raise what parsers raise."""
 
     def confirm(a: Node, b: Node) -> bool | None:
         return load(ALGEBRA).same(a, b)
 
-    return compared(gold, candidate, numeric_judge(confirm)) is True
+    return compared(gold, candidate, replace(numeric_judge(confirm), asked=known)) is True
 
 
 def warm() -> None:

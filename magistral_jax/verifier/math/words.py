@@ -4,7 +4,13 @@ _FUNCTION_NAMES = (
     "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth "
     "log ln lg exp cis max min gcd lcm sqrt det pi"
 )
+_HYPERBOLIC = ("sinh", "cosh", "tanh", "coth")
 FUNCTIONS = {name: name for name in _FUNCTION_NAMES.split()} | {
+    **{f"{start}{name}": f"ar{name}" for start in ("arc", "ar", "a") for name in _HYPERBOLIC},
+    "tg": "tan",
+    "ctg": "cot",
+    "arctg": "arctan",
+    "arcctg": "arccot",
     "asin": "arcsin",
     "acos": "arccos",
     "atan": "arctan",
