@@ -74,11 +74,13 @@ def same_tree(gold: Node, candidate: Node, judge: Judge) -> Verdict:
 
 
 def _unlabelled(gold: Node, candidate: Node) -> tuple[Node, Node]:
-    """Both without a label before them, if only one has one."""
+    """Both without a label before them, if only one has one, and the other is a value."""
     bare = without_label(gold), without_label(candidate)
-    if (bare[0] is gold) == (bare[1] is candidate):
-        return gold, candidate
-    return bare
+    if bare[0] is gold and not variables(gold):
+        return gold, bare[1]
+    if bare[1] is candidate and not variables(candidate):
+        return bare[0], candidate
+    return gold, candidate
 
 
 def _unnamed_matrix(node: Node) -> Node:
