@@ -67,18 +67,27 @@ def warm() -> None:
 
 
 def _is_zero(difference: Expression) -> bool | None:
-    if difference.is_zero is True or difference == 0:
-        return True
-    whole: Expression = sympy.together(difference)
-    if sympy.expand(whole.as_numer_denom()[0]) == 0:
+    if difference.is_zero is True:
         return True
     names = difference.free_symbols
-    if names:
-        if difference.is_rational_function(*names) and not _roots(difference):
-            return bool(sympy.cancel(difference) == 0)
-        waves = sympy.expand(difference.rewrite(sympy.exp), power_exp=True)
-        return True if sympy.cancel(sympy.expand(waves)) == 0 else None
-    return _is_zero_constant(difference)
+    if names and difference.is_rational_function(*names) and not _roots(difference):
+        return bool(sympy.cancel(difference) == 0)
+    for rewritten in _rewritten(difference):
+        whole: Expression = sympy.together(rewritten)
+        if sympy.expand(whole.as_numer_denom()[0]) == 0:
+            return True
+    return None if names else _is_zero_constant(difference)
+
+
+def _rewritten(difference: Expression) -> Iterator[Expression]:
+    """The same value in forms in which expanding may show that it is zero."""
+    yield difference
+    if difference.has(sympy.factorial, sympy.binomial):
+        yield sympy.combsimp(difference)
+    if difference.has(sympy.asinh, sympy.acosh, sympy.atanh, sympy.log):
+        yield sympy.expand_log(difference.rewrite(sympy.log), factor=True)
+    if difference.has(sympy.sin, sympy.cos, sympy.tan, sympy.exp, sympy.sinh, sympy.cosh):
+        yield sympy.expand(difference.rewrite(sympy.exp), power_exp=True)
 
 
 def _roots(expression: Expression) -> list[Expression]:

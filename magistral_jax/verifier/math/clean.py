@@ -8,6 +8,7 @@ product of letters. Full NFKC would turn a square into 52, so only what is liste
 
 import re
 import unicodedata
+from functools import lru_cache
 
 from magistral_jax.verifier.math.words import FUNCTIONS, WORDS
 
@@ -144,6 +145,7 @@ _SPACED = re.compile(r"(?<![0-9.,^_{/])([1-9][0-9]{0,2})((?: [0-9]{3})+)(?![0-9/
 _THOUSANDS = re.compile(r"(?<![0-9.,])([1-9][0-9]{0,2})((?:,[0-9]{3})+)(?![0-9,])")
 
 
+@lru_cache(256)
 def clean(text: str) -> str:
     r"""The text in one spelling: `\dfrac12`, `1/2` stay apart, but each is spelled one way."""
     if not text.isascii():

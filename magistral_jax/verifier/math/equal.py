@@ -16,6 +16,7 @@ wrong yes. Beyond the decisions in structure.py, statements.py and grammar.py:
 
 from dataclasses import replace
 from fractions import Fraction
+from functools import lru_cache
 from importlib import import_module
 from typing import Literal
 
@@ -103,7 +104,7 @@ def compared(gold: str, candidate: str, judge: Judge) -> Verdict:
     """The judge's verdict on the two trees, over the readings that the texts allow."""
     trees_a, trees_b = _trees(clean(gold)), _trees(clean(candidate))
     if any(_IMAGINARY in walk(a) for a in trees_a):
-        trees_b = [_with_unit(b) for b in trees_b]
+        trees_b = tuple(_with_unit(b) for b in trees_b)
     if not trees_a or not trees_b:
         return judge.unknown
     return either(_compared(a, b, judge) for a in trees_a for b in trees_b)
@@ -129,14 +130,15 @@ def _compared(a: Node, b: Node, judge: Judge) -> Verdict:
         return judge.unknown
 
 
-def _trees(cleaned: str) -> list[Node]:
-    trees = []
+@lru_cache(256)  # both stages read both texts, and a group's answers have one reference
+def _trees(cleaned: str) -> tuple[Node, ...]:
+    trees: list[Node] = []
     for reading in readings(cleaned):
         try:
             trees.append(parse(reading))
         except Unreadable:
             continue
-    return trees
+    return tuple(trees)
 
 
 def _exactly_equal(a: Node, b: Node) -> Verdict:

@@ -1,20 +1,26 @@
 r"""A search for an answer that is equal to two references that differ: it would end a run.
 
-Answers are drawn from the grammar itself, seeded with what reaches extreme values on the way: poles,
+Answers are drawn from the grammar, seeded with what reaches extreme values on the way: poles,
 cancellations, saturation, 0 : 0, infinities, empty sums, values on a part of the domain. No two of
 the references below are the same by any rule of docs/VERIFIERS.md. An answer that equals one of
 them is held against its neighbours as well: the reference moved by a hundred-thousandth.
 
     python tests/verifier/math/search.py --pairs 1000000 --seed 1
+
+With --attacks it holds written answers against references instead: `constants.jsonl`, by an author
+who had not seen the grader. Its first line holds references, each other line a kind, a mode, an
+answer, and the references that it must not equal.
 """
 
 import argparse
+import json
 import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from magistral_jax.verifier.math.equal import same_answer
+from magistral_jax.verifier.math.equal import math_equal, same_answer
 
 GOLDS = (
     "5",
@@ -41,7 +47,13 @@ GOLDS = (
 ZEROS = (
     *("0", r"\sin \pi", r"\ln 1", r"(1-1)", r"\cos\frac{\pi}{2}", r"(\sqrt{2}^2 - 2)", "(x - x)"),
     *(r"(\sin^2 x + \cos^2 x - 1)", r"\tan \pi", r"e^{-10^6}", "10^{-300}", r"(1-\tanh(1000))"),
-    *(r"(2^{100}-2^{100})", r"\sum_{k=1}^{3} 0", r"\lfloor 0.5 \rfloor", r"\frac{0}{5}", r"(i^2+1)"),
+    *(
+        r"(2^{100}-2^{100})",
+        r"\sum_{k=1}^{3} 0",
+        r"\lfloor 0.5 \rfloor",
+        r"\frac{0}{5}",
+        r"(i^2+1)",
+    ),
     *(r"(\frac{\pi}{2}-\arctan(10^{60}))", r"(\sqrt{x^2}-|x|)", r"\binom{3}{5}"),
 )
 HUGE = (
@@ -168,21 +180,40 @@ def search(pairs: int, seed: int) -> Found:
     return found
 
 
+def attacks(path: Path) -> list[tuple[str, str, str]]:
+    """Kind, answer and reference of each written attack that is paid; prints how many there are."""
+    golds, *rows = map(json.loads, path.read_text("utf-8").splitlines())
+    print(
+        f"{sum(len(numbers) for *_, numbers in rows)} attacks of {len({r[0] for r in rows})} kinds"
+    )
+    return [
+        (kind, text, golds[number])
+        for kind, mode, text, numbers in rows
+        for number in numbers
+        if math_equal(golds[number], text, mode)
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--attacks", type=Path)
     args = parser.parse_args()
-    began = time.monotonic()
-    found = search(args.pairs, args.seed)
-    print(
-        f"seed {args.seed}: {found.pairs} pairs in {time.monotonic() - began:.0f} s; "
-        f"{len(found.hits)} answers equal one reference, {len(found.faults)} equal two; "
-        f"slowest answer {found.slowest[0]:.2f} s"
-    )
-    for fault in found.faults:
-        print("equal to two:", *fault, sep="\n  ")
-    return 1 if found.faults else 0
+    if args.attacks:
+        faults = attacks(args.attacks)
+    else:
+        began = time.monotonic()
+        found = search(args.pairs, args.seed)
+        faults = found.faults
+        print(
+            f"{found.pairs} pairs, seed {args.seed}, in {time.monotonic() - began:.0f} s: "
+            f"{len(found.hits)} answers equal one reference, {len(faults)} equal two; "
+            f"slowest answer {found.slowest[0]:.2f} s"
+        )
+    for fault in faults:
+        print("paid:", *fault, sep="\n  ")
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":
