@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from magistral_jax.data.turns import Dialogue, dialogue_of
-from magistral_jax.rows import short, text_in
+from magistral_jax.rows import text_in
 from magistral_jax.tokenizer.interface import Tokenizer
 from magistral_jax.tokenizer.thoughts import UNFIT, opened, rest_of
 from magistral_jax.types import Completion, Problem, UserError, VersionSpan

@@ -30,57 +30,60 @@ class Dialogue:
         not take the conversation, or leaves out something that a turn holds."""
         checked = 0
         for at in self.learned:
+            turns = self.turns[: at + 1]
             try:
-                turn = tokenizer.turn(self.turns[: at + 1], self.tools)
+                turn = tokenizer.turn(turns, self.tools)
             except Refused as refused:
-                self._check(range(checked, at + 1), at, tokenizer)
-                raise UserError(self._told(refused, at, tokenizer)) from refused
-            self._check(range(checked, at + 1), at, tokenizer)
+                # Many templates want a text where a call of a tool stands alone.
+                turns = tuple({**turn, "content": turn["content"] or ""} for turn in turns)
+                again = None if turns == self.turns[: at + 1] else self._seen(turns, tokenizer)
+                if again is None:
+                    raise UserError(self._told(refused, at, tokenizer)) from refused
+                turn = again
+            for place in range(checked, at + 1):
+                self._check(turns, place, tokenizer)
+            if self.tools and self._seen(turns, tokenizer, ()) == turn:
+                raise UserError(
+                    f"{self.place}: the row holds 'tools', which the chat template does not write. "
+                    "Describe them in a turn's content, or leave the row out."
+                )
             checked = at + 1
             yield turn
 
-    def _check(self, places: range, at: int, tokenizer: Tokenizer) -> None:
-        """Refuses what makes no difference to the answer at `at`, or to its prompt."""
+    def _seen(
+        self, turns: tuple[Message, ...], tokenizer: Tokenizer, tools: Tools | None = None
+    ) -> Turn | None:
+        try:
+            return tokenizer.turn(turns, self.tools if tools is None else tools)
+        except Refused:
+            return None
 
-        def seen(turns: tuple[Message, ...], tools: Tools) -> Turn | None:
-            try:
-                return tokenizer.turn(turns[: at + 1], tools)
-            except Refused:
-                return None
-
-        whole = None
-        for place in places:
-            turn = self.turns[place]
-            for key in _to_check(turn):
-                other = {k: v for k, v in turn.items() if k != key}
-                if key == "content":
-                    other["content"] = f"{turn['content']}?"
-                turns = (*self.turns[:place], other, *self.turns[place + 1 :])
-                whole = whole or seen(self.turns, self.tools)
-                if seen(turns, self.tools) == whole:
-                    raise UserError(
-                        f"{self.place}: turn {place + 1} ({turn['role']}) holds {key!r}, which the "
-                        f"chat template does not write here. {_advice(key)}"
-                    )
-        if self.tools and seen(self.turns, ()) == seen(self.turns, self.tools):
-            raise UserError(
-                f"{self.place}: the row holds 'tools', which the chat template does not write. "
-                "Describe them in a turn's content, or leave the row out."
-            )
+    def _check(self, turns: tuple[Message, ...], place: int, tokenizer: Tokenizer) -> None:
+        """Refuses a turn that holds what makes no difference: to it, if it is the assistant's,
+        else to the prompt of the last one."""
+        turn = turns[place]
+        keys = _to_check(turn)
+        if turn["role"] == "assistant":
+            turns = turns[: place + 1]
+        whole = self._seen(turns, tokenizer) if keys else None
+        for key in keys:
+            other = {k: v for k, v in turn.items() if k != key}
+            if key == "content":
+                other["content"] = f"{turn['content']}?"
+            if self._seen((*turns[:place], other, *turns[place + 1 :]), tokenizer) == whole:
+                raise UserError(
+                    f"{self.place}: turn {place + 1} ({turn['role']}) holds {key!r}, which the "
+                    f"chat template does not write here. {_advice(key)}"
+                )
 
     def _told(self, refused: Refused, at: int, tokenizer: Tokenizer) -> str:
         told = f"{self.place}: the chat template refuses turns 1 to {at + 1}: {refused.why}."
         plain = tuple(turn for turn in self.turns[: at + 1] if turn["role"] != "system")
-        if len(plain) <= at and plain:
-            try:
-                tokenizer.turn(plain, self.tools)
-            except Refused:
-                pass
-            else:
-                return (
-                    f"{told} It takes them without the system turn: put its text at the beginning "
-                    "of the user's first turn."
-                )
+        if len(plain) <= at and self._seen(plain, tokenizer) is not None:
+            return (
+                f"{told} It takes them without the system turn: put its text at the beginning of "
+                "the user's first turn."
+            )
         return f"{told} Change the row or leave it out."
 
 
@@ -98,9 +101,9 @@ def dialogue_of(place: str, row: Mapping[str, Any]) -> Dialogue:
                 f"{place}: {key} is {short(row[key])}, which nothing here reads. Take it out of "
                 "the row, or leave the row out."
             )
-    turns, weights = zip(*(_turn(place, n, m) for n, m in enumerate(messages, 1)), strict=True)
+    turns = tuple(_turn(place, number, turn) for number, turn in enumerate(messages, 1))
     answers = [at for at, turn in enumerate(turns) if turn["role"] == "assistant"]
-    learned = tuple(at for at in answers if weights[at])
+    learned = tuple(at for at in answers if messages[at].get("weight") != 0)
     if not learned:
         raise UserError(
             f"{place}: messages holds no turn of the assistant"
@@ -109,14 +112,11 @@ def dialogue_of(place: str, row: Mapping[str, Any]) -> Dialogue:
     return Dialogue(place=place, turns=turns, learned=learned, tools=tools)
 
 
-def _turn(place: str, number: int, turn: Any) -> tuple[Message, float]:
-    """A turn without what is empty, and its weight."""
+def _turn(place: str, number: int, turn: Any) -> Message:
+    """A turn without its weight, and without what is empty."""
     if not isinstance(turn, dict) or turn.get("role") not in ROLES:
         raise UserError(f"{place}: a turn is {short(turn)}; its role must be one of {ROLES}.")
-    # What a Parquet file fills in for the keys of other rows says nothing.
-    held = {key: value for key, value in turn.items() if value not in (None, "", [], {})}
-    role, weight = held["role"], turn.get("weight")
-    held.pop("weight", None)
+    role, weight = turn["role"], turn.get("weight")
     if weight is not None and weight not in (0, 1):
         raise UserError(
             f"{place}: weight of turn {number} is {short(weight)}; it must be 0 (not learned) or 1."
@@ -125,12 +125,18 @@ def _turn(place: str, number: int, turn: Any) -> tuple[Message, float]:
         raise UserError(
             f"{place}: turn {number} ({role}) has weight 1; only the assistant's are learned."
         )
-    if role != "assistant" or not held.keys() - {"role"}:
-        text_in(place, turn, "content")
-    held["content"] = text_in(place, held, "content", "")
-    if role == "assistant" and not held["content"].strip() and len(held) == 2:
+    # What a Parquet file fills in for the keys of other rows says nothing.
+    others = {
+        key: value
+        for key, value in turn.items()
+        if key not in ("role", "content", "weight") and value not in (None, "", [], {})
+    }
+    if role == "assistant" and others and turn.get("content") is None:
+        return {"role": role, "content": None, **others}
+    content = text_in(place, turn, "content")
+    if role == "assistant" and not others and not content.strip():
         raise UserError(f"{place}: content of turn {number} (assistant) is empty.")
-    return held, 1 if weight is None else weight
+    return {"role": role, "content": content, **others}
 
 
 def _to_check(turn: Message) -> list[str]:
