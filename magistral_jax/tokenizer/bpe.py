@@ -125,7 +125,7 @@ class BpeTokenizer:
 
     def _shielded(
         self, messages: Sequence[Message], tools: Tools, mark: str
-    ) -> tuple[list[Message], Tools]:
+    ) -> tuple[Sequence[Message], Tools]:
         """The same with no control text in any of them but for roles."""
 
         def shield(value: Any) -> Any:
@@ -133,8 +133,7 @@ class BpeTokenizer:
                 return self._shield(value, mark)
             if isinstance(value, Mapping):
                 # Templates look things up by their keys: only a whole control text is broken.
-                broken = {self._broken(str(key), mark): shield(v) for key, v in value.items()}
-                return broken
+                return {self._broken(str(key), mark): shield(v) for key, v in value.items()}
             if isinstance(value, list | tuple):
                 return [shield(one) for one in value]
             return value

@@ -8,6 +8,8 @@ policy says is the rest: it is judged, shown and learned together with that begi
 import re
 from collections.abc import Sequence
 
+import numpy as np
+
 from magistral_jax.tokenizer.interface import Tokenizer
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -22,13 +24,13 @@ UNFIT = (
 """Why `rest_of` finds nothing."""
 
 
-def opened(tokenizer: Tokenizer, prompt: Sequence[int]) -> str:
+def opened(tokenizer: Tokenizer, prompt: Sequence[int] | np.ndarray) -> str:
     """What the prompt has written of the answer: "", or "<think>" with what follows it."""
     tail: list[int] = []
-    for token in reversed(prompt[-_LOOK:]):
-        if not tokenizer.decode([int(token)]):
+    for token in map(int, reversed(prompt[-_LOOK:])):
+        if not tokenizer.decode([token]):
             break  # a control token: what stands before it is another's turn
-        tail.insert(0, int(token))
+        tail.insert(0, token)
     found = OPENED.search(tokenizer.decode(tail))
     return found[0] if found else ""
 

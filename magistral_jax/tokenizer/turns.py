@@ -60,12 +60,13 @@ def written_turn(
     *before, last = messages
     asked, whole = render(before, asks=True), render(messages, asks=False)
     content = last.get("content") or ""
-    said = [plain(v) for k, v in last.items() if k != "role" and isinstance(v, str)]
+    others = [v for k, v in last.items() if k not in ("role", "content") and isinstance(v, str)]
+    said = [plain(text) for text in (*others, content)]
     other = render([*before, {"role": last["role"], "content": place}], asks=False)
     for beginning in (asked, other.partition(place)[0]):
         if whole.startswith(beginning):
             answer = _ended(whole[len(beginning) :], end, added)
-            if _holds(plain(answer), said):
+            if _holds(plain(answer.removesuffix(end)), said):
                 return WrittenTurn(beginning, answer)
     if len(last) > 2:
         why = "it writes only a part of what the assistant says"
@@ -87,7 +88,12 @@ def _ended(text: str, end: str, added: re.Pattern[str]) -> str:
 
 
 def _holds(answer: str, said: Sequence[str]) -> bool:
-    """Whether all that is said is written; white space around it and the thoughts' tags may
-    differ."""
-    parts = [part.strip() for text in said for part in _TAGS.split(text)]
-    return all(part in answer for part in parts)
+    """Whether all that is said is written, one after the other; white space around it and the
+    thoughts' tags may differ."""
+    at = 0
+    for part in (part.strip() for text in said for part in _TAGS.split(text)):
+        found = answer.find(part, at)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return True
