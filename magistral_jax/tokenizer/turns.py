@@ -60,16 +60,14 @@ def written_turn(
     *before, last = messages
     asked, whole = render(before, asks=True), render(messages, asks=False)
     content = last.get("content") or ""
-    others = [v for k, v in last.items() if k not in ("role", "content") and isinstance(v, str)]
-    said = [plain(text) for text in (*others, content)]
     other = render([*before, {"role": last["role"], "content": place}], asks=False)
     for beginning in (asked, other.partition(place)[0]):
         if whole.startswith(beginning):
             answer = _ended(whole[len(beginning) :], end, added)
-            if _holds(plain(answer.removesuffix(end)), said):
+            if _holds(plain(answer.removesuffix(end)), plain(content)):
                 return WrittenTurn(beginning, answer)
     if len(last) > 2:
-        why = "it writes only a part of what the assistant says"
+        why = "it does not write the content beside what else the turn holds"
         raise Refused.by(why, why)
     found = OPENED.search(asked)
     rest = rest_of(content, found[0] if found else "")
@@ -87,11 +85,11 @@ def _ended(text: str, end: str, added: re.Pattern[str]) -> str:
     return text[:last] if last and end else text.rstrip()
 
 
-def _holds(answer: str, said: Sequence[str]) -> bool:
-    """Whether all that is said is written, one after the other; white space around it and the
-    thoughts' tags may differ."""
+def _holds(answer: str, content: str) -> bool:
+    """Whether the content is written, its parts one after the other; white space around it and
+    the thoughts' tags may differ."""
     at = 0
-    for part in (part.strip() for text in said for part in _TAGS.split(text)):
+    for part in map(str.strip, _TAGS.split(content)):
         found = answer.find(part, at)
         if found < 0:
             return False

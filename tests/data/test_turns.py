@@ -90,10 +90,8 @@ SMOLLM3 = ["<|im_start|>system\nReasoning Mode: /think\n\n<|im_end|>\n" + CHATML
 def test_a_turn_ends_where_the_template_ends_it(name, model):
     ours = model(name).ours
     (end,) = ours.end_ids
-    assert (
-        ours.encode("x") + [end]
-        == ours.turn([turn("user", "a"), turn("assistant", "x")]).answer[-2:]
-    )
+    answer = ours.turn([turn("user", "a"), turn("assistant", "x")]).answer
+    assert answer[-2:] == [*ours.encode("x"), end]
     assert end == ours._control[ENDS[name]] and end in ours.stop_ids
 
 
@@ -123,7 +121,8 @@ def test_a_turn_ends_where_the_template_ends_it(name, model):
         ]),
         # It opens thoughts only to ask; answers without them stand in their own form.
         ("r1", [["<｜begin▁of▁sentence｜><｜User｜>a<｜Assistant｜>",
-                 (True, "b<｜end▁of▁sentence｜>"), (False, "<｜User｜>c<｜Assistant｜>"), (True, "d<｜end▁of▁sentence｜>")]]),
+                 (True, "b<｜end▁of▁sentence｜>"), (False, "<｜User｜>c<｜Assistant｜>"),
+                 (True, "d<｜end▁of▁sentence｜>")]]),
         # It writes no end: the model's own, an example each.
         ("plain", [
             ["user: a\n\nassistant: ", (True, "b<|endoftext|>")],
