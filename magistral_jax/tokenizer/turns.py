@@ -48,8 +48,8 @@ def written_turn(
     """The last message as the template writes it, behind what the template asks it with.
 
     Where the template writes less than the message says (R1's leaves all thoughts out), what the
-    message says is taken as it stands. Where the template writes an answer behind another
-    beginning than it asks with (R1's opens thoughts only to ask), so does this.
+    message says is taken as it stands. Where it asks with open thoughts, and has none to write, the
+    answer stands behind what the template writes there instead.
 
     Args:
         end: What ends a turn, as `end_in` found it.
@@ -60,17 +60,21 @@ def written_turn(
     *before, last = messages
     asked, whole = render(before, asks=True), render(messages, asks=False)
     content = last.get("content") or ""
+    found = OPENED.search(asked)
+    rest = rest_of(content, found[0] if found else "")
     other = render([*before, {"role": last["role"], "content": place}], asks=False)
     for beginning in (asked, other.partition(place)[0]):
         if whole.startswith(beginning):
             answer = _ended(whole[len(beginning) :], end, added)
             if _holds(plain(answer.removesuffix(end)), plain(content)):
-                return WrittenTurn(beginning, answer)
+                if beginning == asked or rest is None:
+                    return WrittenTurn(beginning, answer)
+                if not found:
+                    # Mistral's writes a system text only where it asks: so it is asked.
+                    return WrittenTurn(asked, answer)
     if len(last) > 2:
         why = "it does not write the content beside what else the turn holds"
         raise Refused.by(why, why)
-    found = OPENED.search(asked)
-    rest = rest_of(content, found[0] if found else "")
     if rest is None:
         raise Refused.by(UNFIT, UNFIT)
     return WrittenTurn(asked, rest + end)

@@ -17,6 +17,7 @@ ENDS = {
     "qwen3_thinking": "<|im_end|>",
     "smollm3": "<|im_end|>",
     "mistral": "</s>",
+    "mistral_v3": "</s>",
     "r1": "<｜end▁of▁sentence｜>",
     "phi3": "<|end|>",
     "plain": "<|endoftext|>",
@@ -68,6 +69,7 @@ def row(*turns, **others):
     return {"messages": list(turns), **others}
 
 
+USER, SYSTEM = turn("user", "a"), turn("system", "s")
 TWO = row(turn("user", "a"), turn("assistant", "b"), turn("user", "c"), turn("assistant", "d"))
 LLAMA3 = [
     "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\na<|eot_id|>"
@@ -159,6 +161,14 @@ def test_thoughts_are_learned_once_whether_prompt_or_answer_opens_them(name, pro
     )  # fmt: skip
 
 
+def test_a_system_text_is_where_the_template_asks_with_it(model):
+    found, told = model("mistral_v3").read(row(SYSTEM, *TWO["messages"]))
+    assert found == [
+        ["<s>[INST]s\n\na[/INST]", (True, "b</s>")],
+        ["<s>[INST]a[/INST]b</s>[INST]s\n\nc[/INST]", (True, "d</s>")],
+    ] and not told  # fmt: skip
+
+
 def test_earlier_thoughts_that_the_template_takes_out_make_examples_of_their_own(model):
     two = row(turn("user", "a"), turn("assistant", THOUGHTS), turn("user", "c"),
               turn("assistant", "<think>\nv\n</think>\n\nw"))  # fmt: skip
@@ -228,9 +238,6 @@ def test_a_weight_of_0_is_context(model):
     ((prompt, learned),), told = model("chatml").read(weighed)
     assert prompt == CHATML[0] + "b<|im_end|>" + CHATML[2][1] and not told
     assert learned == (True, "d<|im_end|>")
-
-
-USER, SYSTEM = turn("user", "a"), turn("system", "s")
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,13 @@ _MISTRAL = """{{ bos_token }}{% for m in messages %}
 {%- endif %}
 {%- if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}
 {%- else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"""
+# The system text stands in the last question, and only while that waits for its answer.
+_MISTRAL_V3 = """{{ bos_token }}
+{%- set system = messages[0]['content'] if messages[0]['role'] == 'system' %}
+{%- for m in messages if m['role'] != 'system' %}
+{%- if m['role'] == 'user' %}
+{{- '[INST]' + (system + '\\n\\n' if system and loop.last else '') + m['content'] + '[/INST]' }}
+{%- else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"""
 # All thoughts are left out of answers, and opened where one is asked for.
 _R1 = """{{ bos_token }}
 {%- for m in messages %}
@@ -126,6 +133,7 @@ STYLES = {
     "qwen3_thinking": Style(_QWEN3.replace("OPENED", "<think>\\n"), _IM, _THINK),
     "smollm3": Style(_SMOLLM3, _IM, _THINK),
     "mistral": Style(_MISTRAL, ("<s>", "</s>")),
+    "mistral_v3": Style(_MISTRAL_V3, ("<s>", "[INST]", "[/INST]", "</s>")),
     "r1": Style(
         _R1,
         ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
