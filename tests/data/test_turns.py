@@ -19,6 +19,7 @@ ENDS = {
     "mistral": "</s>",
     "mistral_v3": "</s>",
     "r1": "<｜end▁of▁sentence｜>",
+    "r1_closed": "<｜end▁of▁sentence｜>",
     "phi3": "<|end|>",
     "plain": "<|endoftext|>",
 }
@@ -147,6 +148,8 @@ THOUGHTS = "<think>\nt\n</think>\n\nu"
         ("qwen3", CHATML[0], f"{THOUGHTS}<|im_end|>"),
         ("smollm3", SMOLLM3[0], f"{THOUGHTS}<|im_end|>"),
         ("qwen3_thinking", CHATML[0] + "<think>\n", "t\n</think>\n\nu<|im_end|>"),
+        ("r1_closed", "<｜begin▁of▁sentence｜><｜User｜>a<｜Assistant｜>",
+         f"{THOUGHTS}<｜end▁of▁sentence｜>"),
         ("r1", "<｜begin▁of▁sentence｜><｜User｜>a<｜Assistant｜><think>\n",
          "t\n</think>\n\nu<｜end▁of▁sentence｜>"),
     ],
@@ -225,11 +228,9 @@ def test_what_the_template_writes_of_a_turn_is_learned(model):
 
 
 def test_thoughts_that_the_answer_happens_to_hold_are_not_taken_for_written(model):
-    ((prompt, learned),), _ = model("r1").read(
-        row(USER, turn("assistant", "<think>e</think>lemon"))
-    )
-    assert prompt.endswith("<｜Assistant｜><think>\n")
-    assert learned == (True, "e</think>lemon<｜end▁of▁sentence｜>")
+    said = row(USER, turn("assistant", "<think>e</think>lemon"))
+    ((_, learned),), _ = model("r1_closed").read(said)
+    assert learned == (True, "<think>e</think>lemon<｜end▁of▁sentence｜>")
 
 
 def test_a_weight_of_0_is_context(model):

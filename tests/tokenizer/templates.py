@@ -139,6 +139,12 @@ STYLES = {
         ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
         ("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"),
     ),
+    # The first form of R1's own, which opens nothing.
+    "r1_closed": Style(
+        _R1.replace("<think>\\n", ""),
+        ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+        ("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"),
+    ),
     "phi3": Style(
         _PHI3, ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|endoftext|>")
     ),
