@@ -27,7 +27,7 @@ class Refused(UserError):
     @classmethod
     def by(cls, why: object, message: object) -> "Refused":
         refused = cls(str(message))
-        refused.why = str(why)
+        refused.why = " ".join(str(why).split()).rstrip(".")
         return refused
 
 

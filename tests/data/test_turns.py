@@ -266,7 +266,7 @@ def test_a_weight_of_0_is_context(model):
          "f:3: turn 1 (system) holds 'content'"),
         ("mistral", row(SYSTEM, USER, turn("assistant", "b")),
          "f:3: the chat template refuses turns 1 to 3: Conversation roles must alternate "
-         "user/assistant/user/assistant/.... It takes them without the system turn: put its text "
+         "user/assistant/user/assistant/. It takes them without the system turn: put its text "
          "at the beginning of the user's first turn."),
         ("mistral", row(USER, USER, turn("assistant", "b")), "Change the row or leave it out."),
         ("qwen3_thinking", {"id": "x", "problem": "a", "response": "no thoughts"},
