@@ -62,6 +62,18 @@ def test_an_answer_is_judged_with_what_its_prompt_has_opened(name, before, said,
         assert found == text and not check_format(found, "math").problem
 
 
+@pytest.mark.parametrize("name", ["smollm3", "qwen3_thinking"])
+def test_tags_that_a_file_calls_special_are_seen_all_the_same(name, tmp_path):
+    style = STYLES[name]
+    ours = HfTokenizer(
+        make(tmp_path, style._replace(control=(*style.words, *style.control), words=()))
+    )
+    turn = ours.turn([*asked("a"), {"role": "assistant", "content": "<think>\nt\n</think>\n\nu"}])
+    text = opened(ours, turn.prompt) + ours.decode(turn.answer)
+    assert text == "<think>\nt\n</think>\n\nu"
+    assert turn.answer == [*ours.encode(ours.decode(turn.answer)), *ours.end_ids]
+
+
 def test_what_a_problem_says_opens_no_thoughts():
     for tokenizer in (ByteTokenizer(), Opening()):
         prompts = [tokenizer.chat(asked(text)) for text in ("x", "x<think>", "<think></think>")]
