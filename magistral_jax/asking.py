@@ -1,6 +1,6 @@
 """What a run asks: its problems, rendered, in their order, and those held out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -10,7 +10,8 @@ from magistral_jax.data.prompts import render
 from magistral_jax.data.sources import Problems, problems_of
 from magistral_jax.data.stream import PromptStream, heldout_problems
 from magistral_jax.tokenizer.interface import Tokenizer
-from magistral_jax.types import Problem, Prompt, TooLong, UserError
+from magistral_jax.tokenizer.thoughts import opened
+from magistral_jax.types import Completion, Problem, Prompt, TooLong, UserError
 
 NONE_FITS = 100
 
@@ -55,6 +56,17 @@ class Asking:
             raise
         self._fitting += 1
         return tokens
+
+    def text(self, completion: Completion) -> str:
+        """What the completion says, with the thoughts that its prompt has opened; its stop token
+        left out."""
+        tokens = completion.tokens[:-1] if completion.finish == "stop" else completion.tokens
+        return self.said(completion.prompt, tokens)
+
+    def said(self, prompt: Sequence[int] | np.ndarray, tokens: Sequence[int] | np.ndarray) -> str:
+        """The tokens' text, with the thoughts that the prompt has opened."""
+        text = self.tokenizer.decode([int(token) for token in tokens])
+        return opened(self.tokenizer, prompt) + text
 
     def stream(self, position: int = 0, *, seed: int | None = None) -> PromptStream:
         return PromptStream(

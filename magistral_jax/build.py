@@ -55,6 +55,7 @@ from magistral_jax.types import (
     UserError,
     Verdict,
 )
+from magistral_jax.verifier.format import FormatFaults
 from magistral_jax.verifier.reward import rule_of
 from magistral_jax.verifier.sandbox.choose import describe_sandbox
 from magistral_jax.verifier.worker import VerifierPool
@@ -284,15 +285,17 @@ class Run(Asking):
             return ""
         return describe_sandbox(self.config.verifier, is_strict=True)
 
-    def text(self, completion: Completion) -> str:
-        """What the completion says, its stop token left out."""
-        tokens = completion.tokens[:-1] if completion.finish == "stop" else completion.tokens
-        return self.tokenizer.decode(tokens.tolist())
-
     def judge(self, prompt: Prompt, completion: Completion) -> Future[Verdict]:
         text, tokens = self.text(completion), len(completion.tokens)
         # One draw of tests for the whole group: else luck would look like skill.
-        return self.verifiers.submit(prompt.problem, text, tokens, draw=f"group {prompt.group}")
+        draw = f"group {prompt.group}"
+        verdict = self.verifiers.submit(prompt.problem, text, tokens, draw=draw)
+        verdict.add_done_callback(self._format_faults.see_future)
+        return verdict
+
+    @cached_property
+    def _format_faults(self) -> FormatFaults:
+        return FormatFaults(partial(self._told, "alarm"))
 
     # The batch, the trainer and the weights.
 

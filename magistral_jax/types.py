@@ -7,6 +7,7 @@ never loads it.
 Axes: G completions in a group.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -198,6 +199,18 @@ class Group:
         """Equal rewards mean zero advantage everywhere: nothing to learn from (section 2.1)."""
         rewards_G = self.rewards_G
         return len(rewards_G) >= 2 and bool(np.ptp(rewards_G) > 0)
+
+    @property
+    def sameness(self) -> str:
+        """In what the completions of a group without diversity are alike, in a few words."""
+        verdicts = [self.verdicts[i] for i in self.valid]
+        outcomes, reasons = {v.outcome for v in verdicts}, {v.reason for v in verdicts}
+        if len(verdicts) < 2:
+            return "checks failed"
+        if reasons == {"format"}:
+            details = Counter(v.detail for v in verdicts)
+            return f"without the format: {details.most_common(1)[0][0]}"
+        return f"all {outcomes.pop()}" if len(outcomes) == 1 else "equal rewards"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ SHAPE = ShapeConfig(layers=2, width=32, heads=2, kv_heads=2, head_dim=16, ffn=64
 
 # The first losses of `CONFIG`, run in turn. Made again by hand only, with the reason in the
 # commit: print what `test_the_first_losses_are_those_of_the_stored_trace` found.
-STORED_LOSSES = [0.02309265, -0.09199499, 0.02225835, -0.04385762, 0.1160893]
+STORED_LOSSES = [0.04188721, -0.07119386, 0.05616809, -0.06505446, 0.04273083]
 
 CONFIG = RunConfig(
     stall_s=120.0,

@@ -353,12 +353,9 @@ class Backlog:
         raise Stalled(f"{owner} waited {waited_s:.3g} s for {what}: {self.describe()}")
 
     def _drop(self, group: Group) -> None:
-        outcomes = {group.verdicts[i].outcome for i in group.valid}
         if len(group.valid) < 2:
             self._strikes[group.prompt.problem.id] += 1
-            self._count_drop("checks failed")
-        else:
-            self._count_drop(f"all {outcomes.pop()}" if len(outcomes) == 1 else "equal rewards")
+        self._count_drop(group.sameness)
 
     def _count_drop(self, kind: str) -> None:
         self._dropped_in_a_row[kind] += 1
@@ -367,7 +364,7 @@ class Backlog:
             raise UserError(
                 f"{self._dropped_in_a_row.total()} groups in a row had no diversity ({counts}): "
                 "nothing to learn. Choose problems the model solves sometimes (data.path or "
-                "data.digits), or raise generator.group_size."
+                "data.digits), raise generator.group_size, or teach the format first (sft)."
             )
 
 

@@ -8,6 +8,9 @@ A row of a file is one of
 
 Where a trace brings its tokens and they are of this tokenizer, they are taken as they are: text is
 not tokenised again.
+
+A turn may hold "weight": 0, and is then not learned; a row may hold "tools". Whatever else a turn
+holds ("reasoning_content", "tool_calls") goes to the chat template, which must write it.
 """
 
 import hashlib
@@ -17,11 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from magistral_jax.rows import short, text_in
-from magistral_jax.tokenizer.interface import Message, Tokenizer
+from magistral_jax.data.turns import Dialogue, dialogue_of
+from magistral_jax.rows import text_in
+from magistral_jax.tokenizer.interface import Tokenizer
+from magistral_jax.tokenizer.thoughts import UNFIT, opened, rest_of
 from magistral_jax.types import Completion, Problem, UserError, VersionSpan
 
-ROLES = ("system", "user", "assistant")
+Part = tuple[Sequence[int] | np.ndarray, list[int], list[bool]]
+"""Prompt, what follows it, and which of that is learned."""
+
 _PROBE = "Thinking: 12 + 7 = 19.\n\tNaïve 数学 \U0001f642"
 
 
@@ -62,12 +69,11 @@ def _usable(
         try:
             if isinstance(row, UserError):
                 raise row
-            prompt, tokens, learned = _tokens(place, row, tokenizer, prompt_of, mark)
-            if len(prompt) + len(tokens) > longest:
-                raise UserError(
-                    f"{place}: {len(prompt) + len(tokens)} tokens; batch.row_tokens is {longest}."
-                )
-            yield shown(prompt, tokens, learned)
+            parts = _parts(place, row, tokenizer, prompt_of, mark)
+            most = max(len(prompt) + len(tokens) for prompt, tokens, _ in parts)
+            if most > longest:
+                raise UserError(f"{place}: {most} tokens; batch.row_tokens is {longest}.")
+            yield from (shown(*part) for part in parts)
         except UserError as fault:
             tell(str(fault))
 
@@ -91,29 +97,32 @@ def shown(
     )
 
 
-def _tokens(
+def _parts(
     place: str,
     row: Mapping[str, Any],
     tokenizer: Tokenizer,
     prompt_of: Callable[[Problem], Sequence[int] | np.ndarray],
     mark: str,
-) -> tuple[Sequence[int] | np.ndarray, list[int], list[bool]]:
-    """Prompt, what follows it, and which of that is learned."""
+) -> list[Part]:
     if "tokens" in row and row.get("tokenizer") == mark:
         ids = {
             key: _ids(place, row, key, tokenizer.vocab_size) for key in ("prompt_tokens", "tokens")
         }
-        return ids["prompt_tokens"], ids["tokens"], [True] * len(ids["tokens"])
+        return [(ids["prompt_tokens"], ids["tokens"], [True] * len(ids["tokens"]))]
     if "messages" in row:
-        return _of_messages(place, row["messages"], tokenizer)
+        return _of_dialogue(dialogue_of(place, row), tokenizer)
     problem = Problem(
         id=text_in(place, row, "id", place),
         domain="code" if row.get("domain") == "code" else "math",
         question=text_in(place, row, "problem"),
         answer="",
     )
-    answer = [*tokenizer.encode(text_in(place, row, "response")), tokenizer.stop_ids[0]]
-    return prompt_of(problem), answer, [True] * len(answer)
+    prompt = prompt_of(problem)
+    rest = rest_of(text_in(place, row, "response"), opened(tokenizer, prompt))
+    if rest is None:
+        raise UserError(f"{place}: response does not fit the chat template: {UNFIT}.")
+    answer = [*tokenizer.encode(rest), *tokenizer.end_ids]
+    return [(prompt, answer, [True] * len(answer))]
 
 
 def _ids(place: str, row: Mapping[str, Any], key: str, vocab: int) -> list[int]:
@@ -124,37 +133,20 @@ def _ids(place: str, row: Mapping[str, Any], key: str, vocab: int) -> list[int]:
     return ids
 
 
-def _of_messages(
-    place: str, messages: Any, tokenizer: Tokenizer
-) -> tuple[list[int], list[int], list[bool]]:
-    """Every turn as the template writes it; the assistant's, with its stop token, are learned."""
-    if not isinstance(messages, list) or not messages:
-        raise UserError(f"{place}: messages is {short(messages)}; it must be a list of turns.")
-    turns: list[Message] = []
-    for turn in messages:
-        if not isinstance(turn, dict) or turn.get("role") not in ROLES:
-            raise UserError(f"{place}: a turn is {short(turn)}; its role must be one of {ROLES}.")
-        turns.append({"role": turn["role"], "content": text_in(place, turn, "content")})
-    prompt: list[int] = []
-    tokens: list[int] = []
-    learned: list[bool] = []
-    for i, turn in enumerate(turns):
-        if turn["role"] != "assistant":
+def _of_dialogue(dialogue: Dialogue, tokenizer: Tokenizer) -> list[Part]:
+    """Every answer that is learned, behind what the template writes before it.
+
+    Answers share a row as long as the template leaves the earlier ones as they were learned; where
+    it does not (Qwen 3's takes the thoughts out of earlier turns), the next one begins another.
+    """
+    parts: list[Part] = []
+    for prompt, answer in dialogue.answers(tokenizer):
+        first, tokens, learned = parts[-1] if parts else ([], [], [])
+        so_far = [*first, *tokens]
+        if not parts or prompt[: len(so_far)] != so_far:
+            parts.append((prompt, answer, [True] * len(answer)))
             continue
-        head, so_far = tokenizer.chat(turns[:i]), [*prompt, *tokens]
-        if head[: len(so_far)] != so_far:
-            raise UserError(
-                f"{place}: the chat template writes earlier turns in another way once others follow"
-                " them, so only the first answer of a conversation can be learned. Split it."
-            )
-        if not prompt:
-            prompt = head
-        else:
-            tokens += head[len(so_far) :]
-            learned += [False] * (len(head) - len(so_far))
-        answer = [*tokenizer.encode(turn["content"]), tokenizer.stop_ids[0]]
-        tokens += answer
-        learned += [True] * len(answer)
-    if not any(learned):
-        raise UserError(f"{place}: messages holds no turn of the assistant.")
-    return prompt, tokens, learned
+        between = prompt[len(so_far) :]
+        learned = [*learned, *([False] * len(between)), *([True] * len(answer))]
+        parts[-1] = (first, [*tokens, *between, *answer], learned)
+    return parts

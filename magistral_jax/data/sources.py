@@ -5,6 +5,7 @@ out.
 import hashlib
 import json
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -193,10 +194,12 @@ class Sums:
         )
 
 
-def is_heldout(problem_id: str, percent: float) -> bool:
-    """Whether evaluation owns this problem: the same on every machine, in every run and order.
+def is_heldout(question: str, percent: float) -> bool:
+    """Whether evaluation owns this question: the same on every machine, in every run and order.
 
-    A larger percent holds out all that a smaller one does.
+    Equal questions are held out together, whatever their ids: Unicode's form (NFKC), case and
+    white space aside. A larger percent holds out all that a smaller one does.
     """
-    digest = hashlib.blake2b(problem_id.encode(), digest_size=8).digest()
+    text = " ".join(unicodedata.normalize("NFKC", question).casefold().split())
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") < percent / 100 * _HASH_RANGE

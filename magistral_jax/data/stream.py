@@ -95,7 +95,7 @@ class PromptStream:
         return self._wanted(problem) and not self._is_heldout(problem)
 
     def _is_heldout(self, problem: Problem) -> bool:
-        return is_heldout(problem.id, self._heldout_percent)
+        return is_heldout(problem.question, self._heldout_percent)
 
 
 def heldout_problems(
@@ -114,7 +114,7 @@ def heldout_problems(
         if len(found) == count:
             break
         problem = problem_at(position)
-        if is_heldout(problem.id, percent) and fits(problem):
+        if is_heldout(problem.question, percent) and fits(problem):
             found.append(problem)
     if len(found) < count:
         raise UserError(

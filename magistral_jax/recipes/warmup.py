@@ -17,10 +17,11 @@ from magistral_jax.data.conversations import shown as conversation
 from magistral_jax.data.traces import trace
 from magistral_jax.model.params import Architecture, Params
 from magistral_jax.tokenizer.interface import Tokenizer
+from magistral_jax.tokenizer.thoughts import opened, rest_of
 from magistral_jax.trainer.loss import likelihood_loss
 from magistral_jax.trainer.optimizer import chain
 from magistral_jax.trainer.trainer import trainer_of
-from magistral_jax.types import Group, Prompt, Verdict
+from magistral_jax.types import Group, Prompt, UserError, Verdict
 
 
 def warm_up(
@@ -59,8 +60,13 @@ def warm_up(
 
 def shown(prompt: Prompt, tokenizer: Tokenizer, *, worked: bool) -> Group:
     """A trace in the form of a group of one, so that packing treats it like any completion."""
-    text = trace(prompt.problem, worked)
-    tokens = [*tokenizer.encode(text), tokenizer.stop_ids[0]]
+    text = rest_of(trace(prompt.problem, worked), opened(tokenizer, prompt.tokens))
+    if text is None:
+        raise UserError(
+            "warmup.steps: the chat template closes the thoughts before an answer, and the warm-up "
+            "teaches them. Set warmup.steps to 0 or take another model."
+        )
+    tokens = [*tokenizer.encode(text), *tokenizer.end_ids]
     completion = conversation(prompt.tokens, tokens, np.ones(len(tokens), bool), prompt.group)
     verdict = Verdict(reward=0.0, parts={}, reason="pass")
     return Group(prompt=prompt, completions=(completion,), verdicts=(verdict,))

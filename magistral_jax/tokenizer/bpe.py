@@ -5,12 +5,14 @@ it they bear others, which hold a character - the mark - that the text at hand d
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import tokenizers
 
-from magistral_jax.tokenizer.interface import Message
+from magistral_jax.tokenizer.interface import Message, Refused, Tools, Turn
 from magistral_jax.tokenizer.template import ChatTemplate
+from magistral_jax.tokenizer.turns import end_in, written_turn
 
 Names = Mapping[str, str]
 """{a control token's text: the name that it bears}"""
@@ -39,10 +41,10 @@ class BpeTokenizer:
         """`build` makes the tokenizer in which control tokens bear other names.
 
         `words` are the added tokens that are text: where one holds a control text, the longer
-        one is meant, as in the model's own tokenizer.
+        one is meant, as in the model's own tokenizer. `stop_ids` are those that the model's files
+        name; the one that ends a turn, as the template writes it, is found here.
         """
         self.vocab_size = vocab_size
-        self.stop_ids = stop_ids
         self._build, self._template = build, template
         self._control = {text: i for text, i in control.items() if is_control(text)}
         self._words = frozenset(words) - self._control.keys()
@@ -55,6 +57,10 @@ class BpeTokenizer:
         self._known = "".join([template.source, *self._control, *self._words])
         self._mark = self._mark_outside("")
         self._sealed = build(self._names(self._mark))
+        self._end = self._end_of_turn()
+        written = self._encode_written(self._end, self._mark)
+        self.end_ids: tuple[int, ...] = tuple(written) or stop_ids[:1]
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys((*stop_ids, self.end_ids[-1])))
 
     def encode(self, text: str) -> list[int]:
         return self._under(self._mark_outside(text)).encode(text, add_special_tokens=False).ids
@@ -64,7 +70,7 @@ class BpeTokenizer:
         assert min(ids, default=0) >= 0, "a token id is negative"
         return self._sealed.decode(list(ids), skip_special_tokens=True)
 
-    def chat(self, messages: Sequence[Message]) -> list[int]:
+    def chat(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         """The template, rendered; control tokens come from the template alone.
 
         Wherever a content holds a control text, or could make one together with what stands next
@@ -72,16 +78,71 @@ class BpeTokenizer:
         marks are removed, and the whole is encoded at once. So a conversation without control
         texts becomes exactly what the model's own tokenizer makes of it.
         """
-        mark = self._mark_outside("".join(text for m in messages for text in m.values()))
-        rendered = self._template.render(
-            [{k: v if k == "role" else self._shield(v, mark) for k, v in m.items()}
-             for m in messages]
+        mark = self._mark_outside(*_texts_in([messages, tools]))
+        shielded = self._shielded(messages, tools, mark)
+        return self._encode_written(self._template.render(*shielded), mark)
+
+    def turn(self, messages: Sequence[Message], tools: Tools = ()) -> Turn:
+        """See `turns.written_turn`, whose text is encoded at once as `chat` does; where that would
+        change the prompt's tokens, its two parts are encoded by themselves."""
+        texts = list(_texts_in([messages, tools]))
+        mark = self._mark_outside(*texts)
+        shielded, tools = self._shielded(messages, tools, mark)
+
+        def render(said: Sequence[Message], *, asks: bool) -> str:
+            return self._template.render(said, tools, asks=asks)
+
+        written = written_turn(
+            render, shielded, end=self._end, place=self._mark_outside(mark, *texts),
+            added=self._split, plain=lambda text: text.replace(mark, ""),
         )  # fmt: skip
+        prompt = self._encode_written(written.prompt, mark)
+        whole = self._encode_written(written.prompt + written.answer, mark)
+        is_whole = whole[: len(prompt)] == prompt
+        answer = whole[len(prompt) :] if is_whole else self._encode_written(written.answer, mark)
+        return Turn(prompt, answer if self._end else [*answer, *self.end_ids])
+
+    def _end_of_turn(self) -> str:
+        """What the template writes behind an answer, up to the token that ends the turn; "" if
+        there is no such token, or the template does not take the simplest of conversations."""
+        spoken = [
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": self._mark},
+        ]
+        try:
+            text = self._template.render(spoken, asks=False)
+        except Refused:
+            return ""
+        return end_in(text.rpartition(self._mark)[2], self._split)
+
+    def _encode_written(self, text: str, mark: str) -> list[int]:
+        """Tokens of a text that the template wrote around shielded contents."""
         names = self._names(mark)
         text = "".join(
-            names.get(piece) or piece.replace(mark, "") for piece in self._split.split(rendered)
+            names.get(piece) or piece.replace(mark, "") for piece in self._split.split(text)
         )
         return self._under(mark).encode(text, add_special_tokens=False).ids
+
+    def _shielded(
+        self, messages: Sequence[Message], tools: Tools, mark: str
+    ) -> tuple[Sequence[Message], Tools]:
+        """The same with no control text in any of them but for roles."""
+
+        def shield(value: Any) -> Any:
+            if isinstance(value, str):
+                return self._shield(value, mark)
+            if isinstance(value, Mapping):
+                # Templates look things up by their keys: only a whole control text is broken.
+                return {self._broken(str(key), mark): shield(v) for key, v in value.items()}
+            if isinstance(value, list | tuple):
+                return [shield(one) for one in value]
+            return value
+
+        spoken = [{k: v if k == "role" else shield(v) for k, v in m.items()} for m in messages]
+        return spoken, shield(tools)
+
+    def _broken(self, text: str, mark: str) -> str:
+        return self._first_character.sub(rf"\g<1>{mark}", text)
 
     def _shield(self, content: str, mark: str) -> str:
         """The content with every control text in it broken apart, and none possible at its edges.
@@ -89,7 +150,7 @@ class BpeTokenizer:
         White space stays outside the marks at the edges, so that a template's trim works. A
         content that cannot be part of a control text stays as it is: templates look at contents.
         """
-        broken = self._first_character.sub(rf"\g<1>{mark}", content)
+        broken = self._broken(content, mark)
         core = content.strip()
         if not core:
             return broken
@@ -107,8 +168,9 @@ class BpeTokenizer:
     def _names(self, mark: str) -> dict[str, str]:
         return {text: f"{mark}{i}{mark}" for text, i in self._control.items()}
 
-    def _mark_outside(self, text: str) -> str:
-        return next(c for c in map(chr, _MARKS) if c not in text and c not in self._known)
+    def _mark_outside(self, *texts: str) -> str:
+        taken = "".join([self._known, *texts])
+        return next(c for c in map(chr, _MARKS) if c not in taken)
 
     def _under(self, mark: str) -> tokenizers.Tokenizer:
         """The tokenizer whose names hold this mark. Only a text with a mark in it needs another."""
@@ -118,6 +180,19 @@ class BpeTokenizer:
 def is_control(text: str) -> bool:
     """A single character cannot be broken apart, so as a token it is text like any other."""
     return len(text) > 1
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Every text in lists and mappings of them, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield str(key)
+            yield from _texts_in(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts_in(inner)
 
 
 def _any_of(texts: Iterable[str]) -> str:

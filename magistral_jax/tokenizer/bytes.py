@@ -7,7 +7,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from magistral_jax.tokenizer.interface import Message
+from magistral_jax.tokenizer.interface import Message, Refused, Tools, Turn
 from magistral_jax.tokenizer.saving import write_folder
 
 _CONTROL = ("<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
@@ -31,6 +31,7 @@ class ByteTokenizer:
 
     vocab_size: int = -(-(256 + len(_ID)) // _ROUND_TO) * _ROUND_TO
     stop_ids: tuple[int, ...] = (_ID["<|end|>"],)
+    end_ids = stop_ids
 
     def __init__(self) -> None:
         texts = [bytes([byte]) for byte in range(256)]
@@ -50,14 +51,23 @@ class ByteTokenizer:
         assert min(ids, default=0) >= 0, "a token id is negative"
         return b"".join(self._texts[i] for i in ids).decode(errors="replace")
 
-    def chat(self, messages: Sequence[Message]) -> list[int]:
+    def chat(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         """Each turn opens with its role; only the assistant's end, as its completions do."""
         ids: list[int] = []
         for message in messages:
-            ids += [_ID[f"<|{message['role']}|>"], *self.encode(message["content"])]
+            role = f"<|{message['role']}|>"
+            if role not in _CONTROL:
+                why = f"it knows no role {message['role']!r}"
+                raise Refused.by(why, f"model.source random: {why}.")
+            ids += [_ID[role], *self.encode(message.get("content") or "")]
             if message["role"] == "assistant":
                 ids.append(_ID["<|end|>"])
         return [*ids, _ID["<|assistant|>"]]
+
+    def turn(self, messages: Sequence[Message], tools: Tools = ()) -> Turn:
+        *before, last = messages
+        answer = self.encode(last.get("content") or "")
+        return Turn(self.chat(before), [*answer, *self.end_ids])
 
     def save(self, folder: str | Path) -> None:
         """The same tokenizer as a BPE without merges; ids that stand for nothing are left out."""

@@ -13,6 +13,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from magistral_jax.tokenizer.bpe import BpeTokenizer, Names, is_control
 from magistral_jax.tokenizer.saving import write_folder
 from magistral_jax.tokenizer.template import ChatTemplate
+from magistral_jax.tokenizer.thoughts import CLOSE, OPEN
 from magistral_jax.types import UserError
 
 _CONTROL_KIND, _USER_DEFINED_KIND = 3, 4  # values of tokenizer.ggml.token_type
@@ -90,8 +91,11 @@ class GgufTokenizer(BpeTokenizer):
         if not all(0 <= i < len(tokens) for i in special.values()):
             raise self._fault(f"its special tokens {special} are not all in its vocabulary")
         self._special_texts = {f"{name}_token": tokens[i] for name, i in special.items()}
-        words = _of_kind(tokens, kinds, _USER_DEFINED_KIND)
-        control = {t: i for t, i in _of_kind(tokens, kinds, _CONTROL_KIND).items() if is_control(t)}
+        marked = _of_kind(tokens, kinds, _CONTROL_KIND)
+        # Thoughts' tags are text, whatever the file says: the format check must see them.
+        tags = [tag for tag in (OPEN, CLOSE) if tag in marked]
+        control = {t: i for t, i in marked.items() if is_control(t) and t not in tags}
+        words = [*_of_kind(tokens, kinds, _USER_DEFINED_KIND), *tags]
         self._open = partial(self._make, self._read_cuts(known), known, tokens, control, words)
         super().__init__(
             self._open,

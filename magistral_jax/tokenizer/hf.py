@@ -12,6 +12,7 @@ from tokenizers import AddedToken
 from magistral_jax.tokenizer.bpe import BpeTokenizer, Names, is_control
 from magistral_jax.tokenizer.interface import Message
 from magistral_jax.tokenizer.template import ChatTemplate
+from magistral_jax.tokenizer.thoughts import CLOSE, OPEN
 from magistral_jax.types import UserError
 
 FILES = (
@@ -50,6 +51,9 @@ class HfTokenizer(BpeTokenizer):
             raise self._fault(f"its eos_token {eos!r} is in no vocabulary")
         self._added = whole.get_added_tokens_decoder()
         special = {t.content for t in self._added.values() if t.special} | set(_specials(config))
+        # Thoughts' tags are text, whatever the files say: the format check must see them. But one
+        # that is the pad or the eos token is that.
+        special -= {OPEN, CLOSE} - {config[name] for name in _NAMED}
         self._special = {t: ids[t] for t in special if t in ids and is_control(t)}
         super().__init__(
             self._make,

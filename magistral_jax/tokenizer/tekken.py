@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from magistral_jax.tokenizer.interface import Message
+from magistral_jax.tokenizer.interface import Message, Refused, Tools, Turn
 from magistral_jax.types import UserError
 
 
@@ -27,6 +27,7 @@ class TekkenTokenizer:
         self._tekken = self._mistral.instruct_tokenizer.tokenizer
         self.vocab_size: int = self._tekken.n_words
         self.stop_ids: tuple[int, ...] = (self._tekken.eos_id,)
+        self.end_ids = self.stop_ids
 
     def encode(self, text: str) -> list[int]:
         return self._tekken.encode(text, bos=False, eos=False)
@@ -36,17 +37,28 @@ class TekkenTokenizer:
         assert min(ids, default=0) >= 0, "a token id is negative"
         return self._tekken.decode([i for i in ids if i < self.vocab_size])
 
-    def chat(self, messages: Sequence[Message]) -> list[int]:
+    def chat(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         kinds = {
             "system": self._protocol.SystemMessage,
             "user": self._protocol.UserMessage,
             "assistant": self._protocol.AssistantMessage,
+            "tool": self._protocol.ToolMessage,
         }
         try:
-            spoken = [kinds[m["role"]](content=m["content"]) for m in messages]
-            return self._mistral.encode_chat_completion(self._request(messages=spoken)).tokens
+            spoken = [
+                kinds[m["role"]](**{k: v for k, v in m.items() if k != "role"}) for m in messages
+            ]
+            request = self._request(messages=spoken, tools=[dict(t) for t in tools] or None)
+            return self._mistral.encode_chat_completion(request).tokens
         except Exception as error:  # the package has a class of errors for every rule of its own
-            raise self._fault(f"mistral-common refuses this conversation: {error}") from error
+            fault = self._fault(f"mistral-common refuses this conversation: {error}")
+            raise Refused.by(error, fault) from error
+
+    def turn(self, messages: Sequence[Message], tools: Tools = ()) -> Turn:
+        """The answer's text and the end of its turn; nothing else that it holds is written."""
+        *before, last = messages
+        answer = self.encode(last.get("content") or "")
+        return Turn(self.chat(before, tools), [*answer, *self.end_ids])
 
     def save(self, folder: str | Path) -> None:
         """The file it was read from, byte for byte."""

@@ -11,7 +11,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from magistral_jax.tokenizer.interface import Message
+from magistral_jax.tokenizer.interface import Message, Refused, Tools
 from magistral_jax.types import UserError
 
 Fault = Callable[[str], UserError]
@@ -19,7 +19,7 @@ Fault = Callable[[str], UserError]
 
 
 class ChatTemplate:
-    """A conversation as text, up to the point where the assistant answers."""
+    """A conversation as text."""
 
     def __init__(self, source: str, variables: Mapping[str, str], fault: Fault) -> None:
         """`variables` are what the template knows besides the messages: {"eos_token": ...}."""
@@ -27,20 +27,25 @@ class ChatTemplate:
             raise fault("it has no chat template; use an instruct model")
         self.source = source
         self._fault = fault
-        # What a conversation with neither tools nor documents is to transformers.
-        self._variables = {**variables, "tools": None, "documents": None}
+        # What a conversation without documents is to transformers.
+        self._variables = {**variables, "documents": None}
         try:
             self._template = _sandbox().from_string(source)
         except jinja2.TemplateError as error:
             raise fault(f"its chat template cannot be read: {error}") from error
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], tools: Tools = (), *, asks: bool = True) -> str:
+        """All messages; and, if it `asks`, the beginning of the assistant's next turn."""
         try:
             return self._template.render(
-                messages=[dict(m) for m in messages], add_generation_prompt=True, **self._variables
+                messages=[dict(m) for m in messages],
+                tools=[dict(tool) for tool in tools] or None,
+                add_generation_prompt=asks,
+                **self._variables,
             )
         except Exception as error:  # a template is a foreign program
-            raise self._fault(f"its chat template refuses this conversation: {error}") from error
+            fault = self._fault(f"its chat template refuses this conversation: {error}")
+            raise Refused.by(error, fault) from error
 
 
 def _sandbox() -> jinja2.Environment:

@@ -204,10 +204,12 @@ def _said_in(reply: Any) -> Said:
     choice = reply["choices"][0]
     message = choice["message"]
     text = message.get("content") or ""
-    if thoughts := message.get("reasoning_content"):
+    if thoughts := message.get("reasoning_content") or message.get("reasoning"):
         # Some servers take the thoughts out of the text.
         text = f"<think>{thoughts}</think>{text}"
     if not isinstance(text, str):
         raise TypeError(f"content is {type(text).__name__}")
+    if "</think>" in text and "<think>" not in text:
+        text = f"<think>{text}"  # its prompt has opened them
     used = (reply.get("usage") or {}).get("completion_tokens", 0)
     return Said(text=text, finish=choice.get("finish_reason") or "stop", length=int(used))

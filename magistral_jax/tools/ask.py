@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +121,16 @@ def policy_params(
     run = Run(config)
     try:
         with Console(0) as console:
+            run.on_failure = partial(told_alarm, console)
             yield run, *weights(run, run_dir, console.phase), console
     finally:
         run.close()
+
+
+def told_alarm(console: Console, kind: str, message: str) -> None:
+    """What a run without metrics says of the failures that it counts: its alarms."""
+    if kind == "alarm":
+        console.note(message)
 
 
 def weights(run: Run, run_dir: Path | None, said: Callable[[str], None]) -> tuple[Params, int]:

@@ -75,7 +75,8 @@ def _asked() -> str | None:
 
 
 def _answered(run: Run, scheduler: Scheduler, prompt: Prompt) -> str:
-    """The answer's text, shown piece by piece as it grows."""
+    """The answer's text, shown piece by piece as it grows; with it the thoughts that the prompt has
+    opened."""
     scheduler.submit(prompt, count=1)
     text = ""
     try:
@@ -83,7 +84,7 @@ def _answered(run: Run, scheduler: Scheduler, prompt: Prompt) -> str:
         while not finished:
             finished = scheduler.step()
             tokens = finished[0].tokens if finished else scheduler.written(prompt.group, 0)
-            whole = run.tokenizer.decode(tokens.tolist())
+            whole = run.said(prompt.tokens, tokens)
             # The last character may be half a letter: it is shown once it is whole.
             ready = whole if finished else whole.rstrip("\ufffd")
             if ready.startswith(text):

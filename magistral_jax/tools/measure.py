@@ -163,10 +163,12 @@ def _peer_rows(
             Path(folder),
             [row["prompt_tokens"] for row in answers],
             new_tokens=run.config.generator.max_tokens,
-            stop=run.tokenizer.stop_ids[0],
+            stops=run.tokenizer.stop_ids,
             python=wanted.peer_python,
         )
-    texts = [run.tokenizer.decode(tokens) for tokens in found]
+    texts = [
+        run.said(row["prompt_tokens"], tokens) for row, tokens in zip(answers, found, strict=True)
+    ]
     verdicts = [judged(item, text, pool) for item, text in zip(items, texts, strict=True)]
     return [
         {

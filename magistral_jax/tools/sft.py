@@ -1,6 +1,7 @@
 """`magistral-jax sft`: the supervised cold start, with its evaluations and its best weights."""
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from magistral_jax.metrics import RunRecord
 from magistral_jax.recipes.sft import Lesson, minibatch_of, rate_of, schedule
 from magistral_jax.run import keep_compiled, tell_bad_rows
 from magistral_jax.settings import dump
+from magistral_jax.tools.ask import told_alarm
 from magistral_jax.trainer.loss import likelihood_loss
 from magistral_jax.trainer.optimizer import make_optimizer
 from magistral_jax.trainer.trainer import Trainer, TrainState, trainer_of
@@ -52,6 +54,7 @@ def sft(config: RunConfig, folder: Path, *, resume: bool) -> int:
             (folder / "config.toml").write_text(dump(config), encoding="utf-8")
             keep_compiled(folder / "compiled")
             tell_bad_rows(run.bad_rows, folder, console)
+            run.on_failure = partial(told_alarm, console)
             teaching = Teaching(
                 config, run, record, console, checkpoints, folder, traces, general, lessons
             )

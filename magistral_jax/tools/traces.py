@@ -54,7 +54,7 @@ def harvest_run(
         with _fresh(out).open("w", encoding="utf-8") as file:
             for row in found.kept:
                 problem = problem_named(row["prompt_id"])
-                text = run.tokenizer.decode(row["tokens"][:-1])
+                text = run.said(row["prompt_tokens"], row["tokens"][:-1])
                 line = {
                     **_of_problem(problem, text),
                     "prompt_tokens": row["prompt_tokens"],

@@ -14,6 +14,7 @@ from magistral_jax.config import RunConfig
 from magistral_jax.rows import row_of
 from magistral_jax.types import UserError
 from magistral_jax.verifier.api import NO_LENGTH_RULE, judge_many
+from magistral_jax.verifier.format import FormatFaults
 from magistral_jax.verifier.reward import rule_of
 from magistral_jax.verifier.sandbox.choose import describe_sandbox
 from magistral_jax.verifier.worker import VerifierPool
@@ -33,7 +34,8 @@ def verify(config: RunConfig, source: Path, *, has_length_rule: bool) -> int:
         stream = stack.enter_context(_opened(source))
         bar = stack.enter_context(_Bar(source))
         pool = stack.enter_context(VerifierPool(rule, config.verifier))
-        for row in judge_many(_rows(source, stream, config), pool):
+        faults = FormatFaults(_tell)
+        for row in judge_many(_rows(source, stream, config), pool, see=faults.see):
             sys.stdout.write(json.dumps(row) + "\n")
             sys.stdout.flush()
             bar.advance()

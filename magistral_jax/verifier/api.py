@@ -7,7 +7,7 @@ rest is linear in its input and runs here.
 
 import atexit
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,20 +41,25 @@ def judge(row: Mapping[str, Any]) -> dict[str, Any]:
     """The verdict on one row: {id, reward, parts, outcome, reason, seconds, detail}.
 
     A row holds id, domain ("math" or "code"), problem, response, and answer, or tests
-    ([{stdin, stdout}]), asserts, or test_code with entry_point; optional are checker, language and
-    num_tokens. A row that cannot be read has the outcome "error".
+    ([{stdin, stdout}]), asserts, or test_code with entry_point; optional are checker, language,
+    num_tokens, and opened, the text with which the prompt has begun the response (a "<think>"). A
+    row that cannot be read has the outcome "error".
     """
     return next(judge_many([row]))
 
 
 def judge_many(
-    rows: Iterable[Mapping[str, Any] | UserError], pool: VerifierPool | None = None
+    rows: Iterable[Mapping[str, Any] | UserError],
+    pool: VerifierPool | None = None,
+    *,
+    see: Callable[[Verdict], None] = lambda verdict: None,
 ) -> Iterator[dict[str, Any]]:
     """Verdicts in the order of the rows, each as soon as it is ready.
 
     Rows are read on a thread of their own, a few ahead of the pool, so that a source that waits for
     a verdict before it gives the next row gets it. A `UserError` in place of a row is its verdict.
     `pool` is the caller's own, with rules of its own; the default one knows no length penalty.
+    `see` is shown every verdict before its row.
     """
     pool = pool or _default.pool()
     asked: Queue[tuple[Any, Future[Verdict]] | BaseException | None] = Queue(_AHEAD * pool.workers)
@@ -81,7 +86,9 @@ def judge_many(
         while (item := asked.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            yield row_out(item[0], item[1].result())
+            verdict = item[1].result()
+            see(verdict)
+            yield row_out(item[0], verdict)
     finally:
         is_over.set()
 
@@ -189,7 +196,8 @@ def _readable(place: str, row: Mapping[str, Any]) -> _Row:
     tokens = row.get("num_tokens", 0)
     if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0:
         raise UserError(f"{place}: num_tokens is {short(tokens)}; it must be a whole number.")
-    return _Row(problem_of(place, row), response, tokens)
+    opened = text_in(place, row, "opened", "") if row.get("opened") is not None else ""
+    return _Row(problem_of(place, row), opened + response, tokens)
 
 
 class _Default:

@@ -6,10 +6,12 @@ import time
 import pytest
 
 from magistral_jax.types import (
+    Group,
     OpenGroup,
     Queue,
     Stalled,
     UserError,
+    Verdict,
 )
 
 from .groups import (
@@ -23,6 +25,7 @@ from .groups import (
     finish,
     judge,
     make_backlog,
+    make_completion,
     make_prompt,
     make_verdict,
     numbers,
@@ -104,6 +107,16 @@ def drop(backlog, positions, rewards, problem=None):
     for position in positions:
         backlog.dispatch(make_prompt(position, problem))
         finish(backlog, position, rewards)
+
+
+def test_groups_without_the_format_are_dropped_for_that():
+    faults = ("no leading <think>", "no leading <think>", "no boxed answer")
+    group = Group(
+        prompt=make_prompt(0),
+        completions=tuple(make_completion(0, i) for i in range(3)),
+        verdicts=tuple(Verdict(reward=0.0, parts={}, reason="format", detail=d) for d in faults),
+    )
+    assert group.sameness == "without the format: no leading <think>"
 
 
 def test_nothing_to_learn_ends_the_run_in_the_users_words():

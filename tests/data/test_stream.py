@@ -20,8 +20,15 @@ def render(problem: Problem) -> np.ndarray:
 
 def listed(count: int) -> list[Problem]:
     return [
-        Problem(id=f"p{i}", domain="math", question=f"q{i}", answer=str(i)) for i in range(count)
+        Problem(id=f"p{i}", domain="math", question=question_of(f"p{i}"), answer=str(i))
+        for i in range(count)
     ]
+
+
+def question_of(name: str) -> str:
+    if name.startswith("sum-"):
+        return "{}+{}=?".format(*name.split("-")[1:])
+    return f"What is {name[1:]} + x?"
 
 
 def stream(problems=None, seed=0, percent=PERCENT, **kwargs) -> PromptStream:
@@ -56,7 +63,7 @@ def test_heldout_problems_leave_gaps_and_move_nothing_else():
     everything = dict(take(stream(percent=0.0), 170))
     trained = take(stream(), 60)
     assert all(everything[position] == name for position, name in trained)
-    expected = [p for p, name in everything.items() if not is_heldout(name, PERCENT)]
+    expected = [p for p, name in everything.items() if not is_heldout(question_of(name), PERCENT)]
     assert [position for position, _ in trained] == expected[:60]
     assert len(expected) < 170
 
@@ -106,7 +113,9 @@ def test_a_position_can_be_asked_for_at_any_time():
 
 
 def test_a_heldout_position_is_refused():
-    gap = next(p for p, name in take(stream(percent=0.0), 50) if is_heldout(name, PERCENT))
+    gap = next(
+        p for p, name in take(stream(percent=0.0), 50) if is_heldout(question_of(name), PERCENT)
+    )
     with pytest.raises(UserError, match=r"is held out.*data\.heldout_percent"):
         stream().prompt_at(gap)
 
@@ -123,13 +132,13 @@ def test_a_prompt_that_cannot_be_rendered_is_not_counted_as_dispatched():
 
 @pytest.mark.parametrize("count", [0, 1, 7])
 def test_a_stream_with_nothing_to_train_on_is_refused(count):
-    held = [p for p in listed(1000) if is_heldout(p.id, PERCENT)][:count]
+    held = [p for p in listed(1000) if is_heldout(p.question, PERCENT)][:count]
     with pytest.raises(UserError, match=rf"heldout_percent is 30\.0.*all {count} problems"):
         stream(held)
 
 
 def test_one_problem_repeats():
-    only = [next(p for p in listed(100) if not is_heldout(p.id, PERCENT))]
+    only = [next(p for p in listed(100) if not is_heldout(p.question, PERCENT))]
     assert [position for position, _ in take(stream(only), 4)] == [0, 1, 2, 3]
 
 
@@ -139,12 +148,34 @@ def test_training_and_heldout_problems_never_meet():
         trained = {name for _, name in take(stream(problems), 3 * len(problems))}
         assert held.isdisjoint(trained)
         everything = {problems[i].id for i in range(len(problems))}
-        assert trained == {name for name in everything if not is_heldout(name, PERCENT)}
+        assert trained == {
+            name for name in everything if not is_heldout(question_of(name), PERCENT)
+        }
+
+
+def test_equal_questions_under_two_ids_are_held_out_together():
+    """In a mixture one question often stands twice, and hardly ever letter for letter."""
+    spelt = (
+        "What is {} + x?",
+        "what  is {} + X?\n",
+        "WHAT IS\t{} + x?",
+        "What is {} \uff0b x\uff1f",
+    )
+    problems = [
+        Problem(id=f"{way}-{i}", domain="math", question=text.format(i), answer=str(i))
+        for way, text in enumerate(spelt)
+        for i in range(100)
+    ]
+    trained = {name.split("-")[1] for _, name in take(stream(problems), 1500)}
+    held = {p.id for p in problems} - {name for _, name in take(stream(problems), 1500)}
+    assert 60 < len(trained) < 80
+    assert len(held) == len(spelt) * (100 - len(trained))
+    assert {name.split("-")[1] for name in held}.isdisjoint(trained)
 
 
 def test_heldout_problems_are_distinct_seeded_and_all_there_are():
     problems = listed(200)
-    every = {p.id for p in problems if is_heldout(p.id, PERCENT)}
+    every = {p.id for p in problems if is_heldout(p.question, PERCENT)}
     found = [p.id for p in heldout_problems(problems, PERCENT, count=len(every), seed=1)]
     assert len(found) == len(every) and set(found) == every
     again = [p.id for p in heldout_problems(problems, PERCENT, count=5, seed=1)]
@@ -155,7 +186,7 @@ def test_heldout_problems_are_distinct_seeded_and_all_there_are():
 @pytest.mark.parametrize("percent, there", [(PERCENT, None), (0.0, 0)])
 def test_too_few_heldout_problems_are_told(percent, there):
     problems = listed(200)
-    there = sum(is_heldout(p.id, percent) for p in problems) if there is None else there
+    there = sum(is_heldout(p.question, percent) for p in problems) if there is None else there
     with pytest.raises(UserError, match=rf"eval\.problems is 150.*only {there} of 200 problems"):
         heldout_problems(problems, percent, count=150, seed=0)
 

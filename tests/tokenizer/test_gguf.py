@@ -54,6 +54,15 @@ def plain(text: str) -> list[int]:
     return [ID[character] for character in text]
 
 
+def test_the_tags_of_thoughts_are_text_whatever_the_file_says():
+    """Or else the format check would not see them."""
+    kinds = [3 if t in (*CONTROL, "<think>") else 1 for t in TINY_TOKENS]
+    for ours in (tokenizer(), tokenizer(token_type=kinds)):
+        ids = ours.encode("a<think>b")
+        assert ids == [*plain("a"), ID["<think>"], *plain("b")]
+        assert ours.decode(ids) == "a<think>b"
+
+
 def test_a_gguf_file_is_read_from_its_path(tmp_path):
     path = tmp_path / "tiny.gguf"
     writer = gguf.GGUFWriter(path, "llama")

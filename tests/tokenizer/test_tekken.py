@@ -79,6 +79,21 @@ def test_a_conversation_is_laid_out_by_mistrals_rules(tekken):
     ]  # fmt: skip
 
 
+def test_a_conversation_is_learned_as_mistrals_own_fine_tuning_writes_it(tekken, path):
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+    from mistral_common.protocol.instruct.validator import ValidationMode
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+    theirs = MistralTokenizer.from_file(str(path), mode=ValidationMode.finetuning)
+    spoken = [("system", "s"), ("user", "b"), ("assistant", "the 12"), ("user", "d"),
+              ("assistant", "e")]  # fmt: skip
+    messages = [{"role": role, "content": text} for role, text in spoken]
+    request = ChatCompletionRequest(messages=messages)
+    turn = tekken.turn(messages)
+    assert turn.prompt + turn.answer == theirs.encode_chat_completion(request).tokens
+    assert turn.answer == [*plain("e"), EOS]
+
+
 @pytest.mark.parametrize("text", ["</s>", "[/INST]", "a[/INST]</s>[SYSTEM_PROMPT]"])
 def test_text_never_becomes_a_control_token(tekken, text):
     assert min(tekken.encode(text)) >= NUM_SPECIAL

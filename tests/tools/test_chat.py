@@ -54,6 +54,18 @@ def test_each_line_is_answered_after_what_was_said_before(talk):
     assert out.isprintable() or set(out) <= {c for c in out if c.isprintable()} | {"\n"}
 
 
+def test_thoughts_that_the_prompt_opens_are_shown_and_remembered(talk, monkeypatch):
+    class Opening(ByteTokenizer):
+        def chat(self, messages, tools=()):
+            return [*super().chat(messages), *self.encode("<think>")]
+
+    monkeypatch.setattr("magistral_jax.build.ByteTokenizer", Opening)
+    out, _, heard = talk("1+2=?", "3?")
+    assert out.startswith("<think>")
+    first = Opening().chat([{"role": "user", "content": "1+2=?"}])
+    assert heard[0] == first == heard[1][: len(first)]
+
+
 def test_a_conversation_that_outgrows_the_cache_says_so_and_goes_on(talk):
     _, err, heard = talk("x" * 60, "/new", "1+2=?")
     assert "over 40 tokens; begin a /new one" in err

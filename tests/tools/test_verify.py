@@ -43,6 +43,18 @@ def rows_of(done):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def test_thoughts_that_the_prompt_opened_belong_to_the_response():
+    said = [math(str(i), "4", response=r"t</think>\boxed{4}") for i in range(40)]
+    closed = verify("-", stdin=lines(*said))
+    assert '"no leading <think>". ' in closed.stderr and "`opened`" in closed.stderr
+    rows = [{**row, "opened": "<think>\n"} for row in said]
+    bad, null = math("x", "4", opened=3), math("y", "4", opened=None)
+    done = verify("-", stdin=lines(*rows, bad, null))
+    assert [row["outcome"] for row in rows_of(done)] == ["right"] * 40 + ["error", "right"]
+    assert "opened is 3; it must be a text" in rows_of(done)[40]["detail"]
+    assert "fail the format check" not in done.stderr
+
+
 def test_a_file_is_judged_in_order_with_a_summary(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,15 +79,20 @@ def measure_train_peer(
 
 
 def greedy_answers(
-    model: Path, prompts: list[list[int]], *, new_tokens: int, stop: int, python: str = ""
+    model: Path,
+    prompts: list[list[int]],
+    *,
+    new_tokens: int,
+    stops: Sequence[int],
+    python: str = "",
 ) -> list[list[int]]:
-    """What transformers answers to each prompt, greedily in float32, up to its stop token."""
+    """What transformers answers to each prompt, greedily in float32, up to a stop token."""
     longest = max(map(len, prompts))
     padded = np.full((len(prompts), longest), -1, np.int32)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt
     threads = len(os.sched_getaffinity(0))
-    options = {"new-tokens": new_tokens, "stop": stop, "threads": threads}
+    options = {"new-tokens": new_tokens, "stops": json.dumps(list(stops)), "threads": threads}
     script = "transformers_greedy.py"
     return _answer("transformers", script, model, {"prompts": padded}, options, python)
 

@@ -20,10 +20,11 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("requests")
     parser.add_argument("--new-tokens", type=int)
-    parser.add_argument("--stop", type=int)
+    parser.add_argument("--stops")
     parser.add_argument("--threads", type=int)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
+    stops = json.loads(asked.stops)
     model = AutoModelForCausalLM.from_pretrained(asked.model, dtype=torch.float32).eval()
     with np.load(asked.requests) as found:
         prompts = [row[row >= 0] for row in found["prompts"]]
@@ -49,12 +50,13 @@ def main() -> None:
                 top_k=None,
                 repetition_penalty=1.0,
                 max_new_tokens=asked.new_tokens,
-                eos_token_id=asked.stop,
-                pad_token_id=asked.stop,
+                eos_token_id=stops,
+                pad_token_id=stops[0],
             )
             for row, i in enumerate(places):
                 new = out[row, longest:].tolist()
-                answers[i] = new[: new.index(asked.stop)] if asked.stop in new else new
+                end = next((place for place, token in enumerate(new) if token in stops), None)
+                answers[i] = new[:end]
     sys.stdout.write(json.dumps(answers) + "\n")
 
 
