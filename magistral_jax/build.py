@@ -55,7 +55,7 @@ from magistral_jax.types import (
     UserError,
     Verdict,
 )
-from magistral_jax.verifier.format import FormatFaults
+from magistral_jax.verifier.faults import FormatFaults
 from magistral_jax.verifier.reward import rule_of
 from magistral_jax.verifier.sandbox.choose import describe_sandbox
 from magistral_jax.verifier.worker import VerifierPool

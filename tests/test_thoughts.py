@@ -19,7 +19,8 @@ from magistral_jax.tokenizer.hf import HfTokenizer
 from magistral_jax.tokenizer.thoughts import opened
 from magistral_jax.tools.answering import _said_in
 from magistral_jax.types import Problem, Prompt
-from magistral_jax.verifier.format import FormatFaults, check_format
+from magistral_jax.verifier.faults import FormatFaults
+from magistral_jax.verifier.format import check_format
 from magistral_jax.verifier.reward import without_reward
 from tests.tokenizer.templates import STYLES, make
 

@@ -14,7 +14,7 @@ from magistral_jax.config import RunConfig
 from magistral_jax.rows import row_of
 from magistral_jax.types import UserError
 from magistral_jax.verifier.api import NO_LENGTH_RULE, judge_many
-from magistral_jax.verifier.format import FormatFaults
+from magistral_jax.verifier.faults import FormatFaults
 from magistral_jax.verifier.reward import rule_of
 from magistral_jax.verifier.sandbox.choose import describe_sandbox
 from magistral_jax.verifier.worker import VerifierPool

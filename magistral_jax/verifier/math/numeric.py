@@ -48,11 +48,13 @@ _WHOLE_NAMES = frozenset("nkm")
 _FEWEST = 3
 """Points at which two functions must have real values."""
 
+Confirm = Callable[[Node, Node], bool | None]
+"""Whether algebra finds two expressions the same; None where it does not decide."""
 Point = dict[str, Fraction]
 """Exact, so that any precision can be had of it."""
 
 
-def numeric_judge(confirm: Callable[[Node, Node], bool | None]) -> Judge:
+def numeric_judge(confirm: Confirm) -> Judge:
     """The judge that knows values at points; what it cannot tell is not the same.
 
     `confirm` is asked where points find two expressions equal, and may disprove it.

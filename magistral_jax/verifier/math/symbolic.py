@@ -11,7 +11,7 @@ from magistral_jax.verifier.lazy import Loader
 from magistral_jax.verifier.math.asked import NOTHING, Asked
 from magistral_jax.verifier.math.equal import compared
 from magistral_jax.verifier.math.nodes import Node
-from magistral_jax.verifier.math.numeric import numeric_judge
+from magistral_jax.verifier.math.numeric import Confirm, numeric_judge
 
 ALGEBRA = "magistral_jax.verifier.math.algebra"
 
@@ -24,9 +24,14 @@ def same_value(
     def confirm(a: Node, b: Node) -> bool | None:
         return load(ALGEBRA).same(a, b)
 
-    return compared(gold, candidate, replace(numeric_judge(confirm), asked=known)) is True
+    return _same(gold, candidate, confirm, known)
 
 
 def warm() -> None:
     """Pay once, before a worker forks, for what the first comparison loads and caches."""
-    same_value(r"\sqrt{8}", r"2\sqrt{2}")
+    _same(r"\sqrt{8}", r"2\sqrt{2}", lambda a, b: None, NOTHING)
+
+
+def _same(gold: str, candidate: str, confirm: Confirm, known: Asked) -> bool:
+    judge = replace(numeric_judge(confirm), asked=known)
+    return compared(gold, candidate, judge) is True
