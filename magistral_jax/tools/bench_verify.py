@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
+from types import SimpleNamespace
+from typing import Any
 
 from magistral_jax.config import RunConfig, VerifierConfig
 from magistral_jax.console import Console, table
@@ -16,6 +19,9 @@ from magistral_jax.tools.bench import COLUMNS, Row, row
 from magistral_jax.types import CodeTests, Problem, Verdict
 from magistral_jax.verifier.api import NO_LENGTH_RULE
 from magistral_jax.verifier.code.stdio import Result, prepare
+from magistral_jax.verifier.lazy import Loader
+from magistral_jax.verifier.math.equal import same_answer
+from magistral_jax.verifier.math.symbolic import ALGEBRA
 from magistral_jax.verifier.sandbox.choose import Runner, describe_sandbox, open_sandbox
 from magistral_jax.verifier.sandbox.client import Sandbox
 from magistral_jax.verifier.worker import VerifierPool
@@ -72,6 +78,8 @@ def bench_verify(config: RunConfig, *, json_path: Path | None) -> int:
                 rate(f"{name}, bare math-verify", bare, len(pairs), "verdicts/s"),
                 rate(f"{name}, ratio", [statistics.median(bare) / s for s in ours], 1, "x", True),
             ]
+        console.phase("judging mixed LaTeX with and without algebra")
+        rows.append(row("mixed LaTeX, CPU with SymPy / without", algebra_ratios(), "x", float))
         console.phase("running Python programs")
         seconds = program_seconds(verifier)
         rows.append(rate("Python tests", seconds, PROGRAMS * TESTS, "runs/s"))
@@ -99,14 +107,14 @@ def numbers() -> list[Pair]:
     ]
 
 
-def formulas() -> list[Pair]:
-    """The same in LaTeX of a dozen forms."""
+def formulas(start: int = 3) -> list[Pair]:
+    """The same in LaTeX of a dozen forms, with the numbers from `start` on."""
     found = []
     for number in range(FORMULAS):
         gold, right, wrong = _FORMULAS[number % len(_FORMULAS)]
         is_same = number % 5 < 3
         answer = right if is_same else wrong
-        n = 3 + number // len(_FORMULAS)
+        n = start + number // len(_FORMULAS)
         found.append((gold.format(n=n), answer.format(n=n), is_same))
     return found
 
@@ -131,6 +139,26 @@ def math_rate(config: VerifierConfig, pairs: Sequence[Pair]) -> list[float]:
         if wrong:
             raise RuntimeError(f"{len(wrong)} verdicts are wrong, the first on {wrong[0]}")
         return timed(lambda: judge_all(pool))
+
+
+def algebra_ratios() -> list[float]:
+    """What confirming by SymPy costs: CPU time of one process with it over that without, a few
+    times, each on formulas that SymPy has not seen."""
+    import_module(ALGEBRA).warm()
+    silent = SimpleNamespace(same=lambda a, b: None)
+
+    def without(name: str) -> Any:
+        return silent if name == ALGEBRA else import_module(name)
+
+    def seconds(start: int, load: Loader) -> float:
+        began = process_time()
+        for gold, answer, is_same in formulas(start):
+            if same_answer(gold, answer, load) != is_same:
+                raise RuntimeError(f"{answer} beside {gold}: the verdict is wrong")
+        return process_time() - began
+
+    starts = [3 + 2 * FORMULAS * (1 + run) for run in range(RUNS)]
+    return [seconds(s, import_module) / seconds(s + FORMULAS, without) for s in starts]
 
 
 def bare_rate(workers: int, pairs: Sequence[Pair]) -> list[float]:
