@@ -56,6 +56,7 @@ UNSAID = {
     if key != "original_max_position_embeddings"
 }
 LINEAR = {"rope_type": "linear", "factor": 2.0}
+INDEX = "model.safetensors.index.json"
 PLAIN = {"rope_type": "default", "rope_theta": 100.0}
 NEAR, FULL = "sliding_attention", "full_attention"
 MIXED = [NEAR, FULL, NEAR]
@@ -104,6 +105,7 @@ def _folders() -> list[Case]:
     wrap = "`text_config` and the top level (Mistral 3)"
     adapter = "adapter_config.json beside the weights"
     said = "generation_config.json and config.json"
+    index = "model.safetensors.index.json and the files beside it"
     qk = {"model.layers.{}.self_attn.q_proj.bias": (16,)}
     return [
         folder(tie, "tied, no head", "llama3"),
@@ -307,7 +309,7 @@ def _folders() -> list[Case]:
             qwen,
             "not used, yet layers that slide",
             "qwen2_windows",
-            "names sliding_attention, and no window is in use: it says ..use_sliding_window.: False",
+            "no window is in use: it says ..use_sliding_window.: False",
             use_sliding_window=False,
         ),
         folder(
@@ -406,7 +408,7 @@ def _folders() -> list[Case]:
             smol,
             "not used, yet layers that slide",
             "smollm3",
-            "names sliding_attention, and no window is in use: it says ..use_sliding_window.: False",
+            "no window is in use: it says ..use_sliding_window.: False",
             sliding_window=5,
             layer_types=[NEAR, FULL, FULL, NEAR],
         ),
@@ -644,6 +646,20 @@ def _folders() -> list[Case]:
             files={"adapter_config.json": {"peft_type": "LORA", "base_model_name_or_path": "a/b"}},
         ),
         folder(
+            index,
+            "a tensor that it does not name",
+            "llama",
+            "the index does not name it",
+            files={INDEX: {"weight_map": {"lm_head.weight": "model.safetensors"}}},
+        ),
+        folder(
+            index,
+            "an index of other files",
+            "llama",
+            "it names model-00001-of-00001.safetensors, expected beside it",
+            files={INDEX: {"weight_map": {"lm_head.weight": "model-00001-of-00001.safetensors"}}},
+        ),
+        folder(
             said,
             "other end tokens",
             "llama",
@@ -670,6 +686,16 @@ def file(
         parts=parts,
         refused=refused,
     )
+
+
+def words(count: int) -> dict[str, Any]:
+    """A tokenizer of that many tokens."""
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(count - 3))],
+        "tokenizer.ggml.scores": [0.0] * count,
+        "tokenizer.ggml.token_type": [2, 3, 3] + [1] * (count - 3),
+    }
 
 
 def _files() -> list[Case]:
@@ -751,7 +777,11 @@ def _files() -> list[Case]:
         file(head, "no head", tensors={"output.weight": OUT}),
         file(head, "the same head", tensors={"output.weight": "token_embd.weight"}),
         file(head, "a head of its own", tensors={"output.weight": (40, 16)}),
-        file(vocab, "no tokens", says={}),
+        file(vocab, "no tokens"),
+        file(vocab, "fewer tokens than it says", says={**words(40), "vocab_size": 50}),
+        file(vocab, "no size", says={**words(40), "vocab_size": OUT}),
+        file(vocab, "more tokens", "token_embd.weight: found", says=words(50)),
+        file(vocab, "fewer tokens than rows", "token_embd.weight: found", says=words(30)),
         file(scaling, "a factor of no type", says={"rope.scaling.factor": 2.0}),
         file(scaling, "linear", says=linear),
         file(
