@@ -2,9 +2,9 @@
 
     python make_pairs.py pairs.npz [TEXT]
 
-Needs torch, transformers (torchvision is not), gguf, and llama.cpp as a shared library with its C
-functions under the Python names of llama-cpp-py-sync: $LLAMA_CPP names one, else that package's
-own. TEXT: only cases with it in their name, shown and not written. Imports nothing of ours.
+Needs torch, transformers, gguf, and llama-cpp-py-sync, whose declarations it calls llama.cpp by:
+its own library, or the one that $LLAMA_CPP names (xllamacpp's wheel holds one for older systems).
+TEXT: only cases with it in their name, shown and not written. Imports nothing of ours.
 
 pairs.npz holds, under "<pair>|<name>", logits [PLACES, vocabulary] of the first row of tokens of
 families/logits.npz; a case that either refuses, or for which it invents weights, has none.
@@ -24,6 +24,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import logging
 
 os.environ["GGML_NO_BACKTRACE"] = "1"
+NAMED = os.environ.get("LLAMA_CPP")
+LLAMA = llama.get_ffi().dlopen(NAMED) if NAMED else llama.get_lib()
 TOKENS = np.load(FAMILIES / "logits.npz")["tokens"][0]
 
 
@@ -58,9 +60,7 @@ def of_llama(path: Path) -> np.ndarray | str:
 
 
 def _of_llama(path: Path) -> np.ndarray | str:
-    ffi, named = llama.get_ffi(), os.environ.get("LLAMA_CPP")
-    lib = ffi.dlopen(named) if named else llama.get_lib()
-    said = []
+    ffi, lib, said = llama.get_ffi(), LLAMA, []
 
     @ffi.callback("void(enum ggml_log_level, const char*, void*)")
     def log(level, text, _):

@@ -105,6 +105,7 @@ def _folders() -> list[Case]:
     wrap = "`text_config` and the top level (Mistral 3)"
     adapter = "adapter_config.json beside the weights"
     said = "generation_config.json and config.json"
+    strange = "fields of other families"
     index = "model.safetensors.index.json and the files beside it"
     qk = {"model.layers.{}.self_attn.q_proj.bias": (16,)}
     return [
@@ -644,6 +645,19 @@ def _folders() -> list[Case]:
             "llama",
             "adapter_config.json",
             files={"adapter_config.json": {"peft_type": "LORA", "base_model_name_or_path": "a/b"}},
+        ),
+        folder(
+            strange,
+            "many of them",
+            "llama",
+            qk_layernorm=True,
+            final_logit_softcapping=1.0,
+            embedding_multiplier=3.0,
+            attention_multiplier=0.1,
+            num_local_experts=4,
+            attention_chunk_size=4,
+            clip_qkv=0.1,
+            rotary_emb_base=7.0,
         ),
         folder(
             index,

@@ -58,3 +58,28 @@ def test_what_is_said_twice_is_computed_as_others_do_or_refused(case, theirs, to
         return
     found = np.asarray(ours(path, tokens))
     np.testing.assert_allclose(found[0, PLACES], theirs[key], atol=1e-4, rtol=0)
+
+
+def rows_of(heading):
+    """{first cell: last cell} of the table below that heading of docs/MODELS.md."""
+    section = MODELS.read_text("utf-8").split(f"## {heading}")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")][2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert all(len(row) == 3 for row in cells) and len({row[0] for row in cells}) == len(cells)
+    return {row[0]: row[2].lower() for row in cells}
+
+
+@pytest.mark.parametrize("heading, cases", [("Folders", FOLDERS), ("GGUF", FILES)])
+def test_the_list_and_the_cases_are_of_the_same_pairs(heading, cases):
+    listed = rows_of(heading)
+    assert set(listed) == {case.pair for case in cases}
+    for pair, here in listed.items():
+        refused = [bool(case.refused) for case in cases if case.pair == pair]
+        assert ("the same" in here) == (not all(refused)), pair
+        assert ("refus" in here) == any(refused), pair
+
+
+def test_no_two_cases_have_one_name(theirs):
+    names = [(case.pair, case.name, bool(case.arch)) for case in CASES]
+    assert len(set(names)) == len(names)
+    assert set(theirs) <= {f"{case.pair}|{case.name}" for case in CASES}
