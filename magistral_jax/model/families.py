@@ -9,73 +9,18 @@ All of them are one decoder with switches (`params.Architecture`). To add a fami
    transformers.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from magistral_jax.model.config_file import Said, an_object, parsed
 from magistral_jax.model.params import Architecture
 from magistral_jax.model.rope import NEEDED, OPTIONAL, Scaling
 from magistral_jax.types import UserError
 
 CONFIG = "config.json"
-_MISSING = object()
-
-
-class Said:
-    """What a config.json says, asked for by name and type; a fault is a `UserError`."""
-
-    def __init__(self, values: dict[str, Any], path: Path) -> None:
-        self.values, self.path = values, path
-
-    def get(self, key: str, default: Any = None) -> Any:
-        value = self.values.get(key)
-        return default if value is None else value
-
-    def count(self, key: str, default: Any = _MISSING) -> int:
-        return self._number(key, default, (int,))
-
-    def number(self, key: str, default: Any = _MISSING) -> float:
-        return float(self._number(key, default, (int, float)))
-
-    def flag(self, key: str, default: bool = False) -> bool:
-        value = self.get(key, default)
-        if not isinstance(value, bool):
-            raise self.refusal(f"{key} is {value!r}; it must be true or false")
-        return value
-
-    def whole(self, key: str, default: int) -> int:
-        """As `count`, but 0 is a number, too, and null is none."""
-        value = self.values.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise self.refusal(f"{key} is {value!r}; it must be a whole number")
-        return value
-
-    def must_be(self, key: str, *allowed: Any) -> None:
-        """Refuse a value that would change the network; unsaid, null and `allowed` do not."""
-        value = self.get(key)
-        if value is not None and value not in allowed:
-            raise self.refusal(f"{key} is {value!r}, and only {allowed[0]!r} can be computed here")
-
-    def refusal(self, why: str) -> UserError:
-        return UserError(
-            f"model.source: {self.path} describes a network we cannot run: {why}. "
-            "Name another model."
-        )
-
-    def _number(self, key: str, default: Any, kinds: tuple[type, ...]) -> Any:
-        value = self.values.get(key)
-        if value is None and default is not _MISSING:
-            return default
-        is_number = isinstance(value, kinds) and not isinstance(value, bool)
-        if value is None or not is_number or not 0 < value < math.inf:
-            found = "missing" if value is None else repr(value)
-            raise self.refusal(f"{key} is {found}; it must be a number above 0")
-        return value
-
-
 Part = dict[str, Any]
 
 
@@ -257,9 +202,9 @@ def read_config(path: Path) -> Architecture:
 
     What it says twice is read as transformers reads it, or refused: docs/MODELS.md lists the pairs.
     """
-    said = _unwrapped(Said(_parsed(path), path))
+    said = _unwrapped(Said(parsed(path), path))
     name = said.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         known = ", ".join(sorted({*FAMILIES, *MULTIMODAL}))
         raise UserError(
             f"model.source: {path} is of family {name!r}, which is not known here. "
@@ -302,11 +247,11 @@ def read_config(path: Path) -> Architecture:
 def _unwrapped(said: Said) -> Said:
     """What is said of the language model: all of it, or a multimodal wrapper's part."""
     wrapper = said.get("model_type")
-    if wrapper not in MULTIMODAL:
+    if not isinstance(wrapper, str) or wrapper not in MULTIMODAL:
         return said
     _check_class(said, wrapper.capitalize())
     _check_supported(said)
-    inner = _object(said.values.get(MULTIMODAL[wrapper]), said.path)
+    inner = an_object(said.values.get(MULTIMODAL[wrapper]), said.path)
     values = {"model_type": "mistral", **inner}
     if values["model_type"] == "mistral" and values.get("layer_types") is not None:
         raise said.refusal(
@@ -379,7 +324,7 @@ def _rope(said: Said, family: Family) -> tuple[float, Scaling]:
     if rope.pop("partial_rotary_factor", 1.0) != 1.0:
         raise said.refusal("it rotates only a part of each head")
     theta = Said(rope, said.path).number("rope_theta", said.number("rope_theta", family.rope_theta))
-    lost = new.get("rope_theta", theta)
+    lost = new.get("rope_theta") or theta
     if old and not {"rope_theta"} & {*old, *said.values} and lost != theta:
         raise said.refusal(
             f"its rope_scaling replaces rope_parameters, whose rope_theta {lost} would become "
@@ -390,7 +335,7 @@ def _rope(said: Said, family: Family) -> tuple[float, Scaling]:
     kind = rope.pop("rope_type", old_name)
     if kind in ("default", "none"):
         return theta, ()
-    if kind not in NEEDED:
+    if not isinstance(kind, str) or kind not in NEEDED:
         raise said.refusal(f"rope_type {kind!r} is not known; known are {', '.join(NEEDED)}")
     original = "original_max_position_embeddings"
     if original in NEEDED[kind]:
@@ -426,18 +371,3 @@ def _check_numbers(said: Said, rope: dict[str, Any]) -> None:
 
 _MAY_BE_0 = ("truncate", "mscale", "mscale_all_dim", "beta_fast", "beta_slow")
 """Where 0 is transformers' word for the usual number, or for no."""
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    try:
-        return _object(json.loads(path.read_text("utf-8")), path)
-    except FileNotFoundError:
-        raise UserError(f"model.source: there is no {path}.") from None
-    except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"model.source: {path} is not JSON that can be read: {error}.") from None
-
-
-def _object(value: Any, path: Path) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"model.source: {path} holds no object where a network's config should be.")
-    return value

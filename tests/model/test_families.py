@@ -155,6 +155,8 @@ def test_a_multimodal_wrapper_is_its_language_model(tmp_path):
     [
         ({"model_type": "gemma3"}, "family 'gemma3', which is not known here. Families: llama,"),
         ({"model_type": "left out"}, "family None"),
+        ({"model_type": ["llama"]}, "family ..llama"),
+        ({"rope_parameters": {"rope_type": ["yarn"]}}, "rope_type ..yarn.. is not known"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', and only 'silu'"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"mlp_bias": True}, "mlp_bias is True"),
