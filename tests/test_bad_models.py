@@ -89,7 +89,7 @@ def test_a_tensor_of_another_shape(model, refused):
 
 
 def test_a_tensor_too_many_and_one_too_few(model, refused):
-    changed(model / "config.json", model_type="qwen3")
+    changed(model / "config.json", model_type="qwen3", architectures=["Qwen3ForCausalLM"])
     told = refused()
     assert "model.layers.0.self_attn.q_norm.weight: found no such tensor, expected (8,)" in told
 

@@ -2,13 +2,15 @@
 
 Every count and length is checked against the bytes left in the file before it is believed, so a
 truncated or damaged file is refused before any tensor is read. (gguf's own reader trusts them,
-and takes seconds to walk a vocabulary.)
+and takes seconds to walk a vocabulary.) A network split over several files is named by its first,
+and read from all of them, as llama.cpp does.
 
     magic "GGUF" · version · tensor count · metadata count
     metadata: name, type, value · tensors: name, shape, type, offset · padding · tensor data
 """
 
 import math
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,8 @@ from jaxtyping import Float32
 
 from magistral_jax.types import UserError
 
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+_LISTED = 8
 _VERSIONS = (2, 3)
 _MOST_AXES = 4
 _DEFAULT_ALIGNMENT = 32
@@ -47,6 +51,8 @@ class StoredTensor:
     shape: tuple[int, ...]
     """In numpy's order, slowest axis first: [out, in] for a linear layer."""
     kind: GGMLQuantizationType
+    path: Path
+    """The file, which may be one part of several."""
     start: int
     """First byte, counted from the start of the file."""
     size: int
@@ -61,7 +67,63 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Metadata and tensors of a whole GGUF file; anything less than whole is a `UserError`."""
+    """Metadata, and the tensors of all parts; anything less than whole is a `UserError`.
+
+    Of a split network `path` is the first part, which holds the metadata.
+    """
+    first = _read_file(path)
+    count, name = first.metadata.get("split.count", 1), _PART.fullmatch(path.name)
+    if count == 1 and (name is None or int(name["count"]) <= 1):
+        return first
+    if name is None or int(name["count"]) != count or _number(first) != int(name["number"]):
+        raise _split_refusal(
+            path,
+            f"its metadata says part {_number(first)} of {count}, which is what its name must end "
+            "in, as in net-00001-of-00003.gguf. Give it the name it was made under",
+        )
+    if int(name["number"]) != 1:
+        raise _split_refusal(path, f"it is part {_number(first)} of {count}. Name the first")
+    paths = [
+        path.with_name(f"{name['stem']}-{i:05d}-of-{count:05d}.gguf") for i in range(2, count + 1)
+    ]
+    lost = [part.name for part in paths if not part.is_file()]
+    if lost:
+        listed = ", ".join([*lost[:_LISTED], *(["..."] if len(lost) > _LISTED else [])])
+        raise _split_refusal(path, f"of its {count} parts {listed} are not beside it. Fetch them")
+    return _joined(path, first, paths)
+
+
+def _joined(path: Path, first: Header, others: list[Path]) -> Header:
+    tensors = dict(first.tensors)
+    for number, other in enumerate(others, 2):
+        part = _read_file(other)
+        if _number(part) != number or part.metadata["split.count"] != len(others) + 1:
+            raise _split_refusal(other, f"it is not part {number} of {len(others) + 1}")
+        twice = tensors.keys() & part.tensors.keys()
+        if twice:
+            raise _split_refusal(other, f"it holds {min(twice)}, as a part before it does")
+        tensors |= part.tensors
+    promised = first.metadata.get("split.tensors.count", len(tensors))
+    if promised != len(tensors):
+        raise _split_refusal(path, f"its parts hold {len(tensors)} of {promised} tensors")
+    return Header(metadata=first.metadata, tensors=tensors)
+
+
+def _number(part: Header) -> int:
+    """Which part of a split network this is, counted from 1; 0: none."""
+    number = part.metadata.get("split.no")
+    return number + 1 if isinstance(number, int) and "split.count" in part.metadata else 0
+
+
+def _split_refusal(path: Path, why: str) -> UserError:
+    return UserError(
+        f"model.source: {path} is a part of a split network that cannot be read: {why}, or name "
+        "another file."
+    )
+
+
+def _read_file(path: Path) -> Header:
+    """Metadata and tensors of this one file."""
     with path.open("rb") as stream:
         cursor = _Cursor(stream, path)
         if cursor.bytes(4) != b"GGUF":
@@ -91,9 +153,7 @@ def read_header(path: Path) -> Header:
     return Header(metadata=metadata, tensors=tensors)
 
 
-def read_tensor(
-    path: Path, tensor: StoredTensor, rows: slice = slice(None)
-) -> Float32[np.ndarray, "..."]:
+def read_tensor(tensor: StoredTensor, rows: slice = slice(None)) -> Float32[np.ndarray, "..."]:
     """Those rows of the tensor's first axis, dequantised to float32; no others are read.
 
     Blocks run along the last axis, so a tensor of one axis has no rows that stand alone: it is
@@ -105,23 +165,21 @@ def read_tensor(
         # gguf cannot dequantise nothing.
         return np.empty((0, *tensor.shape[1:]), np.float32)
     if len(tensor.shape) == 1:
-        return _dequantised(path, tensor, 0, tensor.shape[0])[rows]
-    return _dequantised(path, tensor, first, last)
+        return _dequantised(tensor, 0, tensor.shape[0])[rows]
+    return _dequantised(tensor, first, last)
 
 
-def _dequantised(
-    path: Path, tensor: StoredTensor, first: int, last: int
-) -> Float32[np.ndarray, "..."]:
+def _dequantised(tensor: StoredTensor, first: int, last: int) -> Float32[np.ndarray, "..."]:
     """Rows `first` to `last`, which are whole blocks."""
     shape = (last - first, *tensor.shape[1:])
     # Multiplied first: the one line of a tensor of one axis is not made of so many equal rows.
     skipped, end = (row * tensor.size // tensor.shape[0] for row in (first, last))
-    raw = np.fromfile(path, np.uint8, count=end - skipped, offset=tensor.start + skipped)
+    raw = np.fromfile(tensor.path, np.uint8, count=end - skipped, offset=tensor.start + skipped)
     try:
         array = dequantize(raw.reshape(*shape[:-1], -1), tensor.kind)
     except NotImplementedError:
         raise UserError(
-            f"model.source: tensor {tensor.name} of {path} is stored as {tensor.kind.name}, "
+            f"model.source: tensor {tensor.name} of {tensor.path} is stored as {tensor.kind.name}, "
             "which gguf cannot dequantise. Use a file in another quantisation."
         ) from None
     assert array.shape == shape, (tensor, array.shape)
@@ -156,7 +214,9 @@ def _locate(
     size = math.prod(shape) // block * block_bytes
     if start + size > cursor.size:
         raise cursor.refusal(f"tensor {name} would end at byte {start + size}")
-    return StoredTensor(name=name, shape=shape, kind=known, start=start, size=size)
+    return StoredTensor(
+        name=name, shape=shape, kind=known, path=cursor.path, start=start, size=size
+    )
 
 
 class _Cursor:
@@ -164,13 +224,13 @@ class _Cursor:
 
     def __init__(self, stream: BinaryIO, path: Path) -> None:
         self._stream = stream
-        self._path = path
+        self.path = path
         self.size = path.stat().st_size
         self.place = 0
 
     def refusal(self, why: str) -> UserError:
         return UserError(
-            f"model.source: {self._path} ({self.size} bytes) is not a whole GGUF file that can "
+            f"model.source: {self.path} ({self.size} bytes) is not a whole GGUF file that can "
             f"be read: {why}. Fetch it again, or name another file."
         )
 

@@ -1,7 +1,8 @@
 """The network that a GGUF file's metadata describes, as an `Architecture`.
 
 Keys begin with the file's general.architecture: llama (Llama, Mistral, SmolLM2), qwen2, qwen3,
-smollm3.
+smollm3. What is said twice is read as llama.cpp reads it, or refused: docs/MODELS.md lists the
+pairs.
 """
 
 import math
@@ -20,11 +21,41 @@ FAMILIES = ("llama", "qwen2", "qwen3", "smollm3")
 PAIRED = ("llama", "smollm3")
 """Families whose q and k llama.cpp keeps in rotary pairs."""
 ROPE_FACTORS = "rope_freqs.weight"
-"""Llama 3's frequency scaling, as a tensor."""
+"""Llama 3's frequency scaling, as a tensor; llama.cpp has it in its llama family alone."""
 
 _ROPE_THETA = 10_000.0
 _NOPE_EVERY = 4  # llama.cpp knows it of smollm3; the file does not say
 _SHOWN = 8
+
+
+_WANTED = {
+    "rope.scaling.type": ("none", "linear", "yarn"),
+    "rope.scale_linear": (1.0,),
+    "rope.scaling.attn_factor": (1.0,),
+    # llama.cpp leaves these unread in our families, and these are the numbers it uses.
+    "rope.scaling.yarn_attn_factor": (1.0,),
+    "rope.scaling.yarn_ext_factor": (1.0,),
+    "rope.scaling.yarn_beta_fast": (32.0,),
+    "rope.scaling.yarn_beta_slow": (1.0,),
+    "rope.scaling.yarn_log_multiplier": (0.0,),
+    "attention.causal": (True,),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "nextn_predict_layers": (0,),
+    **{f"{what}_scale": (0.0, 1.0) for what in ("logit", "residual", "embedding")},
+}
+"""Keys that may change the network, and the values with which they do not."""
+_READ = {
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.sliding_window",
+    "rope.freq_base",
+    "rope.scaling.factor",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+}
 
 
 def read_network(path: Path, header: Header) -> Architecture:
@@ -41,17 +72,18 @@ def read_network(path: Path, header: Header) -> Architecture:
     layers = number("block_count")
     _check_supported(path, header, name, layers=layers, heads=heads, head_dim=head_dim)
     theta = float(number("rope.freq_base", _ROPE_THETA, of=float))
-    window = number("attention.sliding_window", -1)
+    tokens = header.metadata.get("tokenizer.ggml.tokens", ())
     return Architecture(
-        # llama.cpp calls Mistral "llama"; with a window it can be nothing else.
-        family="mistral" if name == "llama" and window > 0 else name,
+        # llama.cpp calls Mistral "llama", too.
+        family=name,
         layers=layers,
         width=width,
         heads=heads,
         kv_heads=number("attention.head_count_kv", heads),
         head_dim=head_dim,
         ffn=number("feed_forward_length"),
-        vocab=number("vocab_size", len(header.metadata.get("tokenizer.ggml.tokens", ()))),
+        # vocab_size is read where there is no list of tokens.
+        vocab=len(tokens) or number("vocab_size"),
         rope_theta=theta,
         rope_scaling=_scaling(path, header, name, head_dim, theta),
         norm_eps=float(number("attention.layer_norm_rms_epsilon", of=float)),
@@ -63,8 +95,6 @@ def read_network(path: Path, header: Header) -> Architecture:
         nope_layers=tuple(
             i for i in range(layers) if name == "smollm3" and (i + 1) % _NOPE_EVERY == 0
         ),
-        window=max(window, 0),
-        window_layers=tuple(range(layers)) if window > 0 else (),
     )
 
 
@@ -95,20 +125,35 @@ def _check_supported(
     path: Path, header: Header, name: str, *, layers: int, heads: int, head_dim: int
 ) -> None:
     """Refuses what a file may ask for and our network does not do."""
-    said = {k.removeprefix(f"{name}."): v for k, v in header.metadata.items()}
-    kv_heads = said.get("attention.head_count_kv", heads)
-    wanted = {
-        "attention.value_length": (head_dim,),
-        "rope.dimension_count": (head_dim,),
-        "rope.scaling.type": ("none", "linear", "yarn"),
-        "rope.scale_linear": (1.0,),
-        "expert_count": (0,),
+    said = {
+        k.removeprefix(f"{name}."): v
+        for k, v in header.metadata.items()
+        if k.startswith(f"{name}.")
     }
+    kv_heads = said.get("attention.head_count_kv", heads)
+    wanted = _WANTED | {"attention.value_length": (head_dim,), "rope.dimension_count": (head_dim,)}
     broken = [
-        f"{name}.{key} is {said[key]!r}; only {allowed[0]!r} is supported."
-        for key, allowed in wanted.items()
-        if key in said and said[key] not in allowed
+        f"{name}.{key} is {value!r}; only {' or '.join(map(repr, wanted[key]))} is supported."
+        for key, value in said.items()
+        if key in wanted and value not in wanted[key]
     ]
+    broken += [
+        f"{name}.{key} is {value!r}, of which nothing is known here."
+        for key, value in said.items()
+        if key.startswith(("rope.", "attention.")) and key not in {*wanted, *_READ}
+    ]
+    window, context = said.get("attention.sliding_window", 0), said.get("context_length", 0)
+    # llama.cpp computes these families without a window, whatever the file says.
+    if window and not (isinstance(window, int) and window >= context > 0):
+        broken.append(
+            f"{name}.attention.sliding_window is {window!r}, which llama.cpp leaves unread in "
+            f"{name}; only 0 or the context_length is supported."
+        )
+    if ROPE_FACTORS in header.tensors and (name != "llama" or _kind(header, name) != "none"):
+        broken.append(
+            f"it holds {ROPE_FACTORS}, and its architecture is {name!r} with rope scaling "
+            f"{_kind(header, name)!r}; only 'llama' with 'none' is supported."
+        )
     # A damaged count must not become a table of four billion names.
     if layers > len(header.tensors):
         broken.append(f"its {layers} layers cannot be made of {len(header.tensors)} tensors.")
@@ -123,17 +168,23 @@ def _check_supported(
 def _scaling(path: Path, header: Header, name: str, head_dim: int, theta: float) -> Scaling:
     """The rope scaling, by its numbers or, for Llama 3, recognised from its tensor of factors."""
     if ROPE_FACTORS in header.tensors:
-        return _llama3(path, read_tensor(path, header.tensors[ROPE_FACTORS]), head_dim, theta)
-    said = header.metadata
-    kind = said.get(f"{name}.rope.scaling.type", "none")
+        return _llama3(path, read_tensor(header.tensors[ROPE_FACTORS]), head_dim, theta)
+    kind = _kind(header, name)
     if kind == "none":
         return ()
     factor = _number(path, header, name, "rope.scaling.factor", of=float)
     rope = {"rope_type": kind, "factor": float(factor)}
     if kind == "yarn":
-        context = _number(path, header, name, "rope.scaling.original_context_length")
-        rope["original_max_position_embeddings"] = int(context)
+        context = header.metadata.get(f"{name}.context_length", 0)
+        key = "rope.scaling.original_context_length"
+        rope["original_max_position_embeddings"] = _number(path, header, name, key, context)
     return tuple(sorted(rope.items()))
+
+
+def _kind(header: Header, name: str) -> str:
+    """The scaling's type: linear where there is a factor and nothing is said."""
+    has_factor = header.metadata.get(f"{name}.rope.scaling.factor", 1.0) != 1.0
+    return header.metadata.get(f"{name}.rope.scaling.type", "linear" if has_factor else "none")
 
 
 def _llama3(path: Path, factors: np.ndarray, head_dim: int, theta: float) -> Scaling:

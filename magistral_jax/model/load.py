@@ -8,7 +8,7 @@ what the devices hold.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,40 @@ PIECE_BYTES = 64 * 2**20
 """Most of a vocabulary that is on its way at a time, in float32."""
 
 
+ADAPTER = "adapter_config.json"
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
 def read_architecture(path: Path) -> Architecture:
-    """The network's shape, from a .gguf file's metadata or a folder's config.json."""
-    if path.is_dir():
-        return read_config(path / CONFIG)
-    return read_network(path, gguf_file.read_header(path))
+    """The network's shape, from a .gguf file's metadata or a folder's config.json.
+
+    A head of its own in the folder's weights has the last word on whether the embedding is tied.
+    """
+    if not path.is_dir():
+        return read_network(path, gguf_file.read_header(path))
+    if (path / ADAPTER).exists():
+        raise UserError(
+            f"model.source: {path} holds {ADAPTER} beside {CONFIG}: a network, and an adapter that "
+            "is meant for one. Merge the adapter into its network, or take the file away."
+        )
+    arch = read_config(path / CONFIG)
+    if arch.tie_embeddings and _has_own_head(open_weights(path), arch):
+        return replace(arch, tie_embeddings=False)
+    return arch
+
+
+def _has_own_head(stored: "Stored", arch: Architecture) -> bool:
+    """Whether a head is stored whose values are not those of the embedding."""
+    shapes = [stored.shapes.get(name) for name in (_EMBEDDING, _HEAD)]
+    if shapes[1] is None:
+        return False
+    if shapes[0] != shapes[1]:
+        return True
+    step = max(1, PIECE_BYTES // (4 * arch.width))
+    parts = (slice(i, i + step) for i in range(0, shapes[1][0], step))
+    return not all(
+        np.array_equal(stored.read(_EMBEDDING, rows), stored.read(_HEAD, rows)) for rows in parts
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +85,20 @@ def open_weights(path: Path) -> Stored:
         header = gguf_file.read_header(path)
         return Stored(
             shapes={name: tensor.shape for name, tensor in header.tensors.items()},
-            read=lambda name, rows: gguf_file.read_tensor(path, header.tensors[name], rows),
+            read=lambda name, rows: gguf_file.read_tensor(header.tensors[name], rows),
             ignored=frozenset({ROPE_FACTORS}),
             is_gguf=True,
             is_paired=header.metadata.get("general.architecture") in PAIRED,
         )
-    found = {_plain_name(name): t for name, t in safetensors_file.read_folder(path).items()}
+    found: dict[str, safetensors_file.StoredTensor] = {}
+    for name, tensor in safetensors_file.read_folder(path).items():
+        plain = _plain_name(name)
+        if plain in found:
+            raise UserError(
+                f"model.source: {path} holds {plain} under two names, {found[plain].name} and "
+                f"{name}. Keep one of them."
+            )
+        found[plain] = tensor
     return Stored(
         shapes={name: tensor.shape for name, tensor in found.items()},
         read=lambda name, rows: safetensors_file.read_tensor(found[name], rows),
@@ -106,7 +143,7 @@ def checked_weights(path: Path, arch: Architecture) -> Stored:
     # A tied network's head is its embedding, written out once more by some.
     extra = stored.shapes.keys() - expected.keys() - stored.ignored
     if arch.tie_embeddings and not stored.is_gguf:
-        extra -= {"lm_head.weight"}
+        extra -= {_HEAD}
     for name in sorted(extra):
         wrong.append(f"{name}: found {stored.shapes[name]}, expected no such tensor")
     if wrong:

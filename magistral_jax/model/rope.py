@@ -104,8 +104,8 @@ def _yarn(
         context = said["original_max_position_embeddings"]
         return head_dim * math.log(context / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = pair_that_turns(said.get("beta_fast") or 32)
-    high = pair_that_turns(said.get("beta_slow") or 1)
+    low = pair_that_turns(float(said.get("beta_fast") or 32))
+    high = pair_that_turns(float(said.get("beta_slow") or 1))
     if said.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)

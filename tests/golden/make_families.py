@@ -19,6 +19,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
+    MinistralConfig,
     MistralConfig,
     Qwen2Config,
     Qwen3Config,
@@ -74,6 +75,13 @@ FAMILIES = {
     "qwen3_yarn": Qwen3Config(**SMALL, rope_parameters=YARN, head_dim=8),
     "smollm3": SmolLM3Config(
         **{**SMALL, "num_hidden_layers": 4}, rope_parameters=PLAIN, no_rope_layer_interval=2
+    ),
+    "ministral": MinistralConfig(
+        **SMALL,
+        rope_parameters=PLAIN,
+        head_dim=4,
+        sliding_window=5,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
 }
 ROWS, TOKENS = 2, 40

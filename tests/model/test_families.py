@@ -1,6 +1,7 @@
 """Every family against transformers, whose small random networks and logits are in tests/golden."""
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 
@@ -144,7 +145,8 @@ def test_windows_on_any_layers_are_written_as_they_were_read(tmp_path):
 def test_a_multimodal_wrapper_is_its_language_model(tmp_path):
     inner = json.loads((GOLDEN / "mistral_small" / "config.json").read_text())
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"model_type": "mistral3", "text_config": inner}))
+    said = {"model_type": "mistral3", "text_config": inner, "tie_word_embeddings": False}
+    path.write_text(json.dumps(said))
     assert read_config(path) == read_config(GOLDEN / "mistral_small" / "config.json")
 
 
@@ -153,6 +155,8 @@ def test_a_multimodal_wrapper_is_its_language_model(tmp_path):
     [
         ({"model_type": "gemma3"}, "family 'gemma3', which is not known here. Families: llama,"),
         ({"model_type": "left out"}, "family None"),
+        ({"model_type": ["llama"]}, "family ..llama"),
+        ({"rope_parameters": {"rope_type": ["yarn"]}}, "rope_type ..yarn.. is not known"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', and only 'silu'"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"mlp_bias": True}, "mlp_bias is True"),
@@ -169,6 +173,9 @@ def test_a_multimodal_wrapper_is_its_language_model(tmp_path):
             "says ..llama_4_scaling",
         ),
         ({"rope_parameters": {"rope_type": "linear", "factor": "2"}}, "not numbers above 0"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": math.nan}}, "not numbers above 0"),
+        ({"rope_parameters": {"rope_theta": -1.0}}, "rope_theta is -1.0"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures is 'LlamaForCausalLM'"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "one set for all layers"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
     ],
@@ -177,6 +184,31 @@ def test_a_network_we_cannot_run_is_refused(changes, match, tmp_path):
     with pytest.raises(UserError, match=match) as refused:
         read_config(changed(tmp_path, **changes))
     assert str(refused.value).startswith("model.source: ")
+
+
+@pytest.mark.parametrize(
+    "name, changes, window",
+    [
+        ("mistral_window", {"sliding_window": "left out"}, 4096),
+        ("qwen2_windows", {"sliding_window": "left out"}, 4096),
+        ("smollm3", {"use_sliding_window": True, "sliding_window": "left out"}, 0),
+    ],
+)
+def test_a_window_of_no_size_has_that_of_transformers(name, changes, window, tmp_path):
+    assert read_config(changed(tmp_path, name, **changes)).window == window
+
+
+@pytest.mark.parametrize(
+    "name, changes, match",
+    [
+        ("smollm3", {"no_rope_layers": [[1], 0, 1, 1]}, "no_rope_layers must hold"),
+        ("qwen2_windows", {"layer_types": [["a"], "b", "c"]}, "layer_types must name"),
+        ("qwen2_windows", {"layer_types": None, "max_window_layers": "1"}, "max_window_layers is"),
+    ],
+)
+def test_layers_that_are_none_are_refused(name, changes, match, tmp_path):
+    with pytest.raises(UserError, match=match):
+        read_config(changed(tmp_path, name, **changes))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"model_type": "mistral3"}'])

@@ -57,10 +57,10 @@ def test_rows_read_alone_are_the_rows_of_the_whole(shape, kind, rng, tmp_path):
     assert whole.shape == shape and np.isfinite(whole).all()
     tensor = read_header(path).tensors["w"]
     for rows in ROWS:
-        found = read_tensor(path, tensor, rows)
+        found = read_tensor(tensor, rows)
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, whole[rows], err_msg=str(rows), strict=True)
-    np.testing.assert_array_equal(read_tensor(path, tensor), whole, strict=True)
+    np.testing.assert_array_equal(read_tensor(tensor), whole, strict=True)
 
 
 @pytest.mark.parametrize("kind", [Kind.F32, Kind.F16, Kind.Q8_0], ids=lambda kind: kind.name)
@@ -70,7 +70,7 @@ def test_a_tensor_of_one_axis_is_cut_even_inside_a_block(kind, rng, tmp_path):
     whole = gguf.quants.dequantize(raw, kind)
     tensor = read_header(path).tensors["w"]
     for rows in [slice(None), slice(3, 40), slice(5, 5)]:
-        np.testing.assert_array_equal(read_tensor(path, tensor, rows), whole[rows], strict=True)
+        np.testing.assert_array_equal(read_tensor(tensor, rows), whole[rows], strict=True)
 
 
 def test_only_the_rows_asked_for_are_in_memory(tmp_path):
@@ -79,7 +79,7 @@ def test_only_the_rows_asked_for_are_in_memory(tmp_path):
     tensor = read_header(path).tensors["w"]
     tracemalloc.start()
     try:
-        read_tensor(path, tensor, slice(500, 510))
+        read_tensor(tensor, slice(500, 510))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -90,4 +90,4 @@ def test_only_the_rows_asked_for_are_in_memory(tmp_path):
 def test_rows_with_gaps_are_no_rows(tmp_path):
     path = write(tmp_path / "net.gguf", {"w": (np.ones((4, 4), np.float32), Kind.F32)})
     with pytest.raises(AssertionError):
-        read_tensor(path, read_header(path).tensors["w"], slice(0, 4, 2))
+        read_tensor(read_header(path).tensors["w"], slice(0, 4, 2))
