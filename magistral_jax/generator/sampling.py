@@ -89,7 +89,7 @@ def inverse_cdf(
     2^-23 + 2^-40, where float32 sums of a vocabulary lose several times 2^-23.
     """
     with jax.enable_x64(True):
-        running = jnp.cumsum(blocks.mass, axis=-1)
+        running = running_sum(blocks.mass)
         target = draws.astype(jnp.float64) * running[:, -1]
         before = jnp.max(jnp.where(running > target[:, None], 0.0, running), axis=-1)
     block = first_past(running, blocks.mass, target)
@@ -97,9 +97,21 @@ def inverse_cdf(
     inner = jnp.exp(tempered(inner, temperature) - blocks.peak[:, None])
     with jax.enable_x64(True):
         inner = inner.astype(jnp.float64)
-        reached, target = jnp.cumsum(inner, axis=-1), target - before
+        reached, target = running_sum(inner), target - before
     within = first_past(reached, inner, target)
     return (block * BLOCK + within).astype(jnp.int32)
+
+
+def running_sum(parts: Float[Array, "B n"]) -> Float[Array, "B n"]:
+    """`jnp.cumsum` by doubling: of float64, which a TPU emulates, XLA compiles that for minutes.
+
+    The barrier keeps XLA from fusing the steps, each of which would be computed twice by the next.
+    """
+    step = 1
+    while step < parts.shape[1]:
+        parts = jax.lax.optimization_barrier(parts + jnp.pad(parts[:, :-step], ((0, 0), (step, 0))))
+        step *= 2
+    return parts
 
 
 def first_past(
