@@ -116,7 +116,10 @@ class Run(Asking):
         return arch
 
     def check_weights(self) -> None:
-        """Refuse weights that are not the network's, before anything is allocated or written."""
+        """Refuse weights that are not the network's, and kernels that are not the devices', before
+        anything is allocated or written."""
+        for mesh in (self.trainer_mesh, self.generator_mesh):
+            kernels_of(self.config.model, mesh)
         if self._file is not None:
             checked_weights(self._file, self.arch)
 

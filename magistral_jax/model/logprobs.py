@@ -83,7 +83,8 @@ def score(
     rows, seq, _ = jax.typeof(hidden).sharding.spec
     # Tokens are chunked within what each device of "sp" has of a row.
     n = 1 if seq is None else jax.typeof(hidden).sharding.mesh.shape[seq]
-    t = chunk_size(T // n, max(1, head_tokens // (B * n)))
+    share = T // n
+    t = chunk_size(share, max(1, head_tokens // (B * n)))
 
     @jax.checkpoint
     def chunk(_carry: None, xs: tuple[Array, Array]) -> tuple[None, Scores]:
@@ -96,19 +97,26 @@ def score(
     def split(x: Array) -> Array:
         rest = x.shape[2:]
         nothing = [None] * len(rest)
-        parted = P(rows, seq, None, None, *nothing)
-        x = jnp.reshape(x, (B, n, T // (n * t), t, *rest), out_sharding=parted)
+        x = jnp.reshape(x, (B, n, share, *rest), out_sharding=P(rows, seq, None, *nothing))
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, -share % t), *[(0, 0)] * len(rest)))
+        x = jnp.reshape(x, (B, n, -1, t, *rest), out_sharding=P(rows, seq, None, None, *nothing))
         x = jnp.moveaxis(x, 2, 0)
         return jnp.reshape(x, (-1, B, n * t, *rest), out_sharding=P(None, rows, seq, *nothing))
 
     def joined(x: Array) -> Array:
         x = jnp.reshape(x, (-1, B, n, t), out_sharding=P(None, rows, seq, None))
-        return jnp.reshape(jnp.moveaxis(x, 0, 2), (B, T), out_sharding=P(rows, seq))
+        x = jnp.reshape(jnp.moveaxis(x, 0, 2), (B, n, -1), out_sharding=P(rows, seq, None))
+        return jnp.reshape(x[:, :, :share], (B, T), out_sharding=P(rows, seq))
 
     _, scores = jax.lax.scan(chunk, None, (split(hidden), split(targets)))
     return Scores(*map(joined, scores))
 
 
 def chunk_size(tokens: int, at_most: int) -> int:
-    """The largest divisor of `tokens` that is at most `at_most`."""
-    return next(t for t in range(min(tokens, at_most), 0, -1) if tokens % t == 0)
+    """The largest divisor of `tokens` that is at most `at_most`; where that is less than half of
+    what it may be (a prime number of tokens), the size of equal chunks of which the last is not
+    full."""
+    divisor = next(t for t in range(min(tokens, at_most), 0, -1) if tokens % t == 0)
+    if 2 * divisor >= min(tokens, at_most):
+        return divisor
+    return -(-tokens // -(-tokens // at_most))

@@ -6,6 +6,7 @@ tokens of the trainer's rows; the generator has none.
 """
 
 from collections.abc import Iterable, Sequence
+from math import gcd
 from typing import Any
 
 import jax
@@ -31,6 +32,9 @@ TRAINER_RULES: Rules = {
     "ffn": "tp",
 }
 """Fully sharded data parallel over the width, tensor parallel over heads, ffn and vocabulary."""
+
+WORDS = {"embed": "width"}
+"""Logical axes that the config calls something else."""
 
 GENERATOR_RULES: Rules = {**TRAINER_RULES, "embed": None}
 """Tensor parallel only: decoding cannot afford to gather weights at each step."""
@@ -98,18 +102,24 @@ def spec_of(array: ArraySpec, rules: Rules) -> P:
 
 
 def check_divides(arch: Architecture, mesh: Mesh, rules: Rules, owner: str) -> None:
-    """Refuse a mesh that cannot split this architecture evenly, naming axis and field."""
+    """Refuse a mesh that cannot split this architecture evenly, naming sizes and field."""
+    split: dict[str, dict[str, int]] = {}
 
-    def check(array: ArraySpec) -> None:
+    def note(array: ArraySpec) -> None:
         for size, name in zip(array.shape, array.axes, strict=True):
-            axis = rules[name]
-            if axis is not None and size % mesh.shape[axis]:
-                raise UserError(
-                    f"mesh.{owner}_{axis} ({mesh.shape[axis]}) must divide the model's {name} "
-                    f"({size}); choose another mesh.{owner}_{axis}."
-                )
+            if (axis := rules[name]) is not None:
+                split.setdefault(axis, {})[WORDS.get(name, name)] = size
 
-    map_specs(check, abstract(arch))
+    map_specs(note, abstract(arch))
+    for axis, sizes in split.items():
+        field, parts = f"mesh.{owner}_{axis}", mesh.shape[axis]
+        if uneven := [f"{name} ({size})" for name, size in sizes.items() if size % parts]:
+            common = gcd(*sizes.values())
+            fitting = ", ".join(str(n) for n in range(1, parts) if common % n == 0)
+            raise UserError(
+                f"{field} ({parts}) must divide the model's {', '.join(uneven)}. Below {parts}, "
+                f"{field} may be {fitting}."
+            )
 
 
 def shardings(arch: Architecture, mesh: Mesh, rules: Rules) -> Params:

@@ -210,9 +210,7 @@ def transform(
     """
     rows, seq = jax.typeof(tokens).sharding.spec
     by = rope(positions, arch.head_dim, arch.rope_theta, arch.rope_scaling)
-    # The table is cast before it is read, as the head casts it: tied weights stay tied in bf16.
-    table = gather_rows(params["embed"], dtype)
-    x = table.at[tokens].get(out_sharding=P(rows, seq, None)).astype(jnp.float32)
+    x = look_up(params["embed"], tokens, dtype, P(rows, seq, None))
 
     def step(
         x: Array, layer_and_state: tuple[Params, Any, Kind | None], alike: Kind | None
@@ -242,9 +240,40 @@ def transform(
     return rms_norm(x, params["final_norm"], arch.norm_eps), new_states
 
 
-def gather_rows(table: Float[Array, "V D"], dtype: jnp.dtype) -> Float[Array, "V D"]:
-    """The embedding table whole on every device: a lookup needs any row of it."""
-    return jax.reshard(table.astype(dtype), P(None, None))
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def look_up(
+    table: Float[Array, "V D"], tokens: Int[Array, "B T"], dtype: jnp.dtype, out: P
+) -> Float[Array, "B T D"]:
+    """The tokens' rows of the embedding table, rounded to `dtype`, in float32.
+
+    The table is cast before it is read, as the head casts it: tied weights stay tied in bf16. Its
+    gradient is added up in float32: left to itself, jax would transpose the cast last, and in bf16
+    a sum of thousands of tokens loses most of them.
+    """
+    # Whole on every device: a lookup needs any row of it.
+    whole = jax.reshard(table.astype(dtype), P(None, None))
+    return whole.at[tokens].get(out_sharding=out).astype(jnp.float32)
+
+
+def _look_up_forward(table: Array, tokens: Array, dtype: jnp.dtype, out: P) -> tuple[Array, Any]:
+    return look_up(table, tokens, dtype, out), (table, tokens)
+
+
+def _look_up_backward(
+    dtype: jnp.dtype, _out: P, saved: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, None]:
+    table, tokens = saved  # of the table, only what it is
+    sharding = jax.typeof(table).sharding
+    # Each device adds up all tokens in its own part of the table: no device holds a whole float32
+    # one, and tokens' gradients travel instead, in the compute dtype.
+    cotangent = jax.reshard(cotangent.astype(dtype), P(None, None, sharding.spec[1]))
+    tokens = jax.reshard(tokens, P(None, None))
+    zeros = jnp.zeros(table.shape, jnp.float32, device=sharding)
+    total = zeros.at[tokens].add(cotangent.astype(jnp.float32), out_sharding=sharding.spec)
+    return total.astype(table.dtype), None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 def attend_packed(

@@ -28,13 +28,13 @@ def _of_all_weights(
 ) -> optax.GradientTransformation:
     if config.optimizer == "adafactor":
         # Without its own scaling by the weights' size, so that the rate means what AdamW's means.
+        # And the rate comes last: optax's own would leave the decay out of it.
         return optax.chain(
             optax.clip_by_global_norm(config.max_grad_norm),
             optax.adafactor(
-                rate,
-                multiply_by_parameter_scale=False,
-                weight_decay_rate=config.weight_decay or None,
+                multiply_by_parameter_scale=False, weight_decay_rate=config.weight_decay or None
             ),
+            optax.scale_by_learning_rate(rate, flip_sign=False),
         )
     return chain(
         rate,

@@ -6,10 +6,11 @@ wanted. So the push has at most three moves, all asynchronous:
     cast     one jit on the trainer's devices: compute dtype, one array per layer, and the
              generator's partition over a view of the trainer's devices ("the wire layout")
     move     `device_put` of equal partitions between the two sets of devices
-    spread   only where the generator has more devices than the trainer: a jit on its mesh
+    spread   only where the trainer's devices cannot be cut as fine as the generator's: a jit there
 """
 
 from functools import partial
+from math import gcd
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from magistral_jax.model.params import Architecture, ArraySpec, Params, abstract, map_specs, unstack
 from magistral_jax.model.sharding import GENERATOR_RULES, make_mesh, spec_of
-from magistral_jax.types import Snapshot, UserError
+from magistral_jax.types import Snapshot
 
 
 class WeightPush:
@@ -27,27 +28,26 @@ class WeightPush:
     def __init__(
         self, arch: Architecture, *, trainer: Mesh, generator: Mesh, dtype: jnp.dtype
     ) -> None:
-        sources, targets = trainer.devices.size, generator.devices.size
-        if max(sources, targets) % min(sources, targets):
-            raise UserError(
-                f"{sources} trainer devices cannot be laid over {targets} generator devices: one "
-                "count must be a multiple of the other. Change mesh.trainer_fsdp, mesh.trainer_tp "
-                "or mesh.generator_tp."
-            )
         self._arch, self._dtype = arch, dtype
-        shared = min(sources, targets)
-        # The trainer's devices as (replicas, tp): every generator shard exists on one of them.
-        wire_from = make_mesh(trainer.devices.flat, fsdp=sources // shared, tp=shared)
-        wire_to = make_mesh(generator.devices.flat, fsdp=targets // shared, tp=shared)
+        # Parts of a wire: no finer than the generator's, since its heads may not divide further.
+        parts = gcd(trainer.devices.size, generator.shape["tp"])
+        sources, targets = trainer.devices.size // parts, generator.devices.size // parts
+        # The devices as (replicas, tp): every part of the wire exists on one of each replica.
+        wire_from = make_mesh(trainer.devices.flat, fsdp=sources, tp=parts)
+        wire_to = make_mesh(generator.devices.flat, fsdp=targets, tp=parts)
+        # From the trainer's partition to one of several replicas XLA knows no way but by the whole
+        # array, and warns of it unless told to.
+        self._whole = NamedSharding(trainer, P()) if sources > 1 else None
         self._cast = jax.jit(self._to_generator_layout, out_shardings=self._layout(wire_from))
-        # With more trainer devices than the generator has, only the first replica travels.
-        self._head_of_wire = make_mesh(trainer.devices.flat, fsdp=1, tp=shared)
-        self._moved = self._layout(wire_to)
+        # With more replicas than the generator takes, only the first ones travel.
+        self._sent = make_mesh(trainer.devices.flat, fsdp=min(sources, targets), tp=parts)
         self._drop_replicas = sources > targets
+        self._moved = self._layout(wire_to)
         final = self._layout(generator)
         # Without a spread the same shards go under the generator's own mesh: no data moves.
         spread = jax.jit(lambda tree: tree, out_shardings=final)
-        self._finish = spread if targets > shared else partial(jax.device_put, device=final)
+        is_finer = generator.shape["tp"] > parts
+        self._finish = spread if is_finer else partial(jax.device_put, device=final)
 
     def __call__(self, params: Params, version: int) -> Snapshot:
         """A snapshot on the generator's devices, in buffers of its own.
@@ -56,7 +56,7 @@ class WeightPush:
         """
         tree = self._cast(params)
         if self._drop_replicas:
-            tree = jax.tree.map(self._first_replica, tree)
+            tree = jax.tree.map(self._first_replicas, tree)
         tree = jax.device_put(tree, self._moved)
         return Snapshot(version=version, params=self._finish(tree))
 
@@ -67,7 +67,11 @@ class WeightPush:
             dtype = jnp.float32 if "norm" in spec.axes else self._dtype
             return jnp.array(array.astype(dtype), copy=True)
 
-        return unstack(map_specs(cast, abstract(self._arch), params), self._arch.layers)
+        tree = unstack(map_specs(cast, abstract(self._arch), params), self._arch.layers)
+        return tree if self._whole is None else jax.tree.map(self._gather, tree)
+
+    def _gather(self, array: jax.Array) -> jax.Array:
+        return jax.reshard(array, self._whole)
 
     def _layout(self, mesh: Mesh) -> Params:
         def per_array(spec: ArraySpec) -> NamedSharding:
@@ -80,8 +84,8 @@ class WeightPush:
         }
         return {**tree, "layers": (one_layer,) * self._arch.layers}
 
-    def _first_replica(self, array: jax.Array) -> jax.Array:
-        keep = set(self._head_of_wire.devices.flat)
+    def _first_replicas(self, array: jax.Array) -> jax.Array:
+        keep = set(self._sent.devices.flat)
         shards = [s.data for s in array.addressable_shards if s.device in keep]
-        sharding = NamedSharding(self._head_of_wire, array.sharding.spec)  # pyright: ignore[reportAttributeAccessIssue]
+        sharding = NamedSharding(self._sent, array.sharding.spec)  # pyright: ignore[reportAttributeAccessIssue]
         return jax.make_array_from_single_device_arrays(array.shape, sharding, shards)

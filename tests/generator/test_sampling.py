@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from magistral_jax.generator import sampling
 from magistral_jax.generator.sampling import (
     BLOCK,
     Sampler,
@@ -92,6 +93,88 @@ def test_frequencies_are_the_probabilities():
     counts = np.bincount(np.asarray(token), minlength=16)
     chi_square = np.sum((counts - n * probabilities) ** 2 / (n * probabilities))
     assert chi_square < 37.6
+
+
+def masses_of(kind, vocab):
+    """Weights that float32 sums get wrong."""
+    weights = np.exp(-np.random.default_rng(2).exponential(3, vocab)).astype(np.float32)
+    if kind == "certain":
+        weights = (np.arange(vocab) == vocab // 3).astype(np.float32)
+    elif kind == "equal":
+        weights = np.ones(vocab, np.float32)
+    elif kind == "one beside many":
+        weights = np.full(vocab, 0.3 / vocab, np.float32)
+        weights[vocab - 2] = 0.7
+    elif kind == "tiny beside two":
+        weights = np.full(vocab, 2.0**-37, np.float32)
+        weights[[1, vocab // 2]] = 1.0, 0.999
+    elif kind == "masked":
+        weights[np.random.default_rng(3).random(vocab) < 0.6] = 0
+        weights[[0, vocab - 1]] = 0
+    return weights
+
+
+KINDS = ("spread", "certain", "equal", "one beside many", "tiny beside two", "masked")
+DRAWN = 2**23
+
+
+@jax.jit
+def token_of(logits, numbers):
+    """The tokens that draws of `uniforms`, given by number, take."""
+    rows = jnp.broadcast_to(logits, (*numbers.shape, *logits.shape))
+    draws = (numbers.astype(jnp.float32) + 0.5) * 2**-23
+    return inverse_cdf(in_blocks(rows, jnp.float32(1)), draws, jnp.float32(1))
+
+
+def logits_of(masses):
+    """And the masses as they come back."""
+    logits = jnp.log(jnp.asarray(masses))
+    return logits, np.asarray(jnp.exp(logits - jnp.max(logits)))
+
+
+def assert_rates(rates, masses, of):
+    shares = masses.astype(np.float64) / masses.sum(dtype=np.float64)
+    assert np.abs(rates - shares[of]).max() <= 2**-23 + 2**-40
+    assert not rates[masses[of] == 0].any()
+
+
+@pytest.mark.parametrize("kind", ["spread", "tiny beside two", "masked"])
+def test_over_all_draws_each_token_comes_as_often_as_its_mass_says(monkeypatch, kind):
+    """Over all 2^23 of them, in blocks of 8."""
+    monkeypatch.setattr(sampling, "BLOCK", 8)
+    logits, masses = logits_of(masses_of(kind, 22))
+    counts = np.zeros(22, int)
+    for start in range(0, DRAWN, 2**20):
+        counts += np.bincount(token_of(logits, start + jnp.arange(2**20)), minlength=22)
+    assert counts.sum() == DRAWN
+    assert_rates(counts / DRAWN, masses, np.arange(22))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_so_it_is_in_a_large_vocabulary(kind):
+    """The heaviest tokens, their neighbours and some others: how many draws lie between the first
+    beyond the token before and the first beyond the token, found by halving."""
+    vocab, heaviest = 131_072, 6
+    logits, masses = logits_of(masses_of(kind, vocab))
+    top = np.argsort(masses)[-heaviest:]
+    others = np.random.default_rng(4).integers(1, vocab - 1, 10)
+    chosen = np.array([*top, *(top + 1) % vocab, 0, vocab - 1, *others])
+    beyond = np.concatenate([chosen - 1, chosen])
+    low, high = np.zeros((2, len(beyond)), np.int64)
+    high += DRAWN
+    while (low < high).any():
+        middle = (low + high) // 2
+        is_beyond = np.asarray(token_of(logits, jnp.asarray(middle, jnp.int32))) > beyond
+        low, high = np.where(is_beyond, low, middle + 1), np.where(is_beyond, middle, high)
+        low = np.minimum(low, high)
+    before, after = low.reshape(2, -1)
+    assert_rates((after - before) / DRAWN, masses, chosen)
+
+
+def test_a_draw_is_neither_zero_nor_one():
+    place = jnp.arange(10_000, dtype=jnp.int32)
+    odd = np.asarray(uniforms(jax.random.key(0), place, place, place)) * 2.0**24
+    assert (odd % 2 == 1).all() and 0 < odd.min() < odd.max() < 2**24
 
 
 def names(*rows):

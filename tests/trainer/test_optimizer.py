@@ -1,4 +1,4 @@
-"""AdamW against its formula in numpy; the warm-up; the clipped norm."""
+"""AdamW against its formula in numpy; the warm-up; the decay; the clipped norm."""
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +61,18 @@ def test_the_rate_rises_linearly_from_zero_and_stays(warmup_steps, rates):
     steps = -np.diff([START, *seen], axis=0)
     want = 0.25 * np.outer(rates, [1, 1, -1, 1])
     np.testing.assert_allclose(steps, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_decay_is_apart_from_the_gradient_and_follows_the_rate(optimizer):
+    """Decoupled: without a gradient, a step leaves 1 - rate x decay of each weight (AdamW, line 12
+    of its algorithm 2)."""
+    config = TrainerConfig(
+        optimizer=optimizer, learning_rate=0.05, warmup_steps=3, weight_decay=0.3
+    )
+    found = updates(config, [[0.0] * 4] * 5)
+    left = np.cumprod([1 - 0.05 * part * 0.3 for part in (0, 1 / 3, 2 / 3, 1, 1)])
+    np.testing.assert_allclose(found, np.outer(left, START), rtol=1e-6)
 
 
 def moments(state):

@@ -1,6 +1,11 @@
 """From the trainer's layout to the generator's: equal values, never through the host."""
 
+import os
+import subprocess
+import sys
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +16,12 @@ from magistral_jax.model.params import Architecture, abstract, map_specs, unstac
 from magistral_jax.model.sharding import (
     GENERATOR_RULES,
     TRAINER_RULES,
+    check_divides,
     make_mesh,
     place,
     shardings,
     spec_of,
 )
-from magistral_jax.types import UserError
 from magistral_jax.weights.push import WeightPush
 
 ARCH = Architecture(
@@ -31,13 +36,18 @@ ARCH = Architecture(
     norm_eps=1e-5,
     tie_embeddings=False,
 )
+REPO = Path(__file__).resolve().parents[2]
 F32, BF16 = jnp.dtype("float32"), jnp.dtype("bfloat16")
+
+
+def random_params(arch):
+    rng = np.random.default_rng(0)
+    return map_specs(lambda spec: rng.normal(size=spec.shape).astype(np.float32), abstract(arch))
 
 
 @pytest.fixture(scope="module")
 def host_params():
-    rng = np.random.default_rng(0)
-    return map_specs(lambda spec: rng.normal(size=spec.shape).astype(np.float32), abstract(ARCH))
+    return random_params(ARCH)
 
 
 def mesh_of(first, fsdp, tp):
@@ -57,7 +67,7 @@ def no_host():
         yield
 
 
-def assert_arrived(snapshot, host_params, generator, dtype):
+def assert_arrived(snapshot, host_params, generator, dtype, arch=ARCH):
     """Every array has its value, its dtype, and the generator's layout on its devices."""
 
     def check(spec, got, host):
@@ -68,16 +78,16 @@ def assert_arrived(snapshot, host_params, generator, dtype):
         want = host if is_gain else host.astype(dtype)
         np.testing.assert_array_equal(np.asarray(got), want)
 
-    specs = abstract(ARCH)
+    specs = abstract(arch)
     top = {name: spec for name, spec in specs.items() if name != "layers"}
-    host_layers = unstack(host_params, ARCH.layers)["layers"]
+    host_layers = unstack(host_params, arch.layers)["layers"]
     map_specs(check, top, {n: snapshot.params[n] for n in top}, {n: host_params[n] for n in top})
-    assert len(snapshot.params["layers"]) == ARCH.layers
+    assert len(snapshot.params["layers"]) == arch.layers
     for got, host in zip(snapshot.params["layers"], host_layers, strict=True):
         map_specs(check, specs["layers"], got, host)
     wq = snapshot.params["layers"][0]["wq"]
-    per_device = ARCH.heads // generator.shape["tp"]
-    assert {shard.data.shape for shard in wq.addressable_shards} == {(8, per_device, 4)}
+    per_device = arch.heads // generator.shape["tp"]
+    assert {shard.data.shape for shard in wq.addressable_shards} == {(arch.width, per_device, 4)}
 
 
 LAYOUTS = {
@@ -136,12 +146,58 @@ def test_the_next_push_leaves_the_last_snapshot_alone(host_params):
     assert_arrived(first, host_params, mesh, F32)
 
 
-@pytest.mark.parametrize("sources, targets", [(3, 2), (2, 3)])
-def test_counts_of_devices_that_do_not_fit_are_refused(sources, targets):
-    trainer = mesh_of(0, 1, sources)
-    generator = mesh_of(0, 1, targets)
-    with pytest.raises(UserError, match=rf"{sources} trainer devices .* {targets} generator.*mesh"):
-        WeightPush(ARCH, trainer=trainer, generator=generator, dtype=F32)
+MANY = {
+    # trainer (fsdp, sp, tp); generator (engines, tp); kv heads
+    "4 to 4 engines, 2 kv heads": ((4, 1, 1), (4, 1), 2),
+    "4 to 4 engines, 3 kv heads": ((4, 1, 1), (4, 1), 3),
+    "4 to one engine on 1 of 4, 3 kv heads": ((4, 1, 1), (1, 1), 3),
+    "16 to 16 engines, 8 kv heads": ((16, 1, 1), (16, 1), 8),
+    "16 to 2 engines of 8, 8 kv heads": ((16, 1, 1), (2, 8), 8),
+    "8 x 2 to 4 engines of 4, 8 kv heads": ((8, 1, 2), (4, 4), 8),
+    "4 to 2 engines of 2": ((4, 1, 1), (2, 2), 2),
+    "2 x 2 x 2 to 2 engines of 2": ((2, 2, 2), (2, 2), 4),
+    "tp 4 to 4 engines": ((1, 1, 4), (4, 1), 4),
+    "2 to 4 engines of 2": ((2, 1, 1), (4, 2), 2),
+    "2 to 2 engines of 4": ((2, 1, 1), (2, 4), 4),
+    "1 to 3 engines of 2": ((1, 1, 1), (3, 2), 2),
+    "3 to 2": ((3, 1, 1), (1, 2), 2),
+    "2 to 3 engines": ((2, 1, 1), (3, 1), 1),
+    "6 to 2 engines of 4": ((6, 1, 1), (2, 4), 4),
+}
+
+
+def push_on_many_devices():
+    """Every layout of `MANY`; the names of those that arrived are printed."""
+    for name, ((fsdp, sp, tp), (engines, shards), kv_heads) in MANY.items():
+        arch = replace(ARCH, width=48, heads=8 * kv_heads, kv_heads=kv_heads, ffn=24, vocab=16)
+        used = fsdp * sp * tp
+        trainer = make_mesh(jax.devices(), fsdp=fsdp, sp=sp, tp=tp)
+        generator = mesh_of(used, engines, shards)
+        for mesh, rules, owner in (
+            (trainer, TRAINER_RULES, "trainer"), (generator, GENERATOR_RULES, "generator")
+        ):  # fmt: skip
+            check_divides(arch, mesh, rules, owner)
+        host = random_params(arch)
+        params = place(host, shardings(arch, trainer, TRAINER_RULES))
+        push = WeightPush(arch, trainer=trainer, generator=generator, dtype=BF16)
+        try:
+            with no_host():
+                snapshot = push(params, 7)
+                jax.block_until_ready(snapshot.params)
+            assert_arrived(snapshot, host, generator, BF16, arch)
+            print(f"arrived: {name}", flush=True)
+        except Exception as error:
+            print(f"{name}: {error}", flush=True)
+
+
+def test_weights_arrive_whatever_the_counts_of_devices():
+    """On 32 simulated devices, which need a process of their own."""
+    command = [sys.executable, __file__]
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    arrived = [line.removeprefix("arrived: ") for line in done.stdout.splitlines()]
+    assert arrived == list(MANY)
 
 
 def test_the_generators_layout_is_that_of_its_rules(host_params):
@@ -151,3 +207,9 @@ def test_the_generators_layout_is_that_of_its_rules(host_params):
     for name, spec in abstract(ARCH)["layers"].items():
         want = spec_of(spec, GENERATOR_RULES)[1:]
         assert tuple(snapshot.params["layers"][1][name].sharding.spec) == tuple(want), name
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 32)
+    push_on_many_devices()
