@@ -11,7 +11,8 @@ wrong yes. Beyond the decisions in structure.py, statements.py and grammar.py:
   steps between constants that are exactly equal (2 + 3 = 5); a rounded value alone is no answer;
 - a hedge (4 or 5) is a list of two, and never equals one answer;
 - \log without a base may mean ten or e, so \log 100 equals neither 2 nor \ln 100;
-- sums, integrals, limits and derivatives are not evaluated.
+- sums and products between two numbers are written out; integrals, limits and derivatives are not
+  evaluated.
 """
 
 from dataclasses import replace

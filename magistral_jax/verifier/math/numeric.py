@@ -93,7 +93,7 @@ def equal(a: Node, b: Node) -> bool:
 def proportional(f: Node, g: Node, is_positive: bool) -> bool:
     """Whether f = c g with a constant c, not 0; for `is_positive` c must be above 0."""
     names = _names(f) | _names(g)
-    if not names:
+    if not names or _has(f, _STAIRS) != _has(g, _STAIRS):
         return False
     quotients: list[Ball] = []
     for left, right in _real_pairs(f, g, names):
@@ -115,17 +115,19 @@ def proportional(f: Node, g: Node, is_positive: bool) -> bool:
 def place(node: Node) -> Fraction:
     """A constant's place on the line, to 300 digits behind the point.
 
-    Raises Unreadable if it has none, or lies nearer to another place than that.
+    Raises Unreadable if it has none, or if its text can hide a smaller difference.
     """
     value = exact(node)
     if value is None:
         if _names(node):
             raise Unreadable("no constant")
+        if _bits_for((node,), {}) > 2 * _PLACES:
+            raise Unreadable("a place that takes more digits")
         found = _enclosed((node,), {}, least=4 * _PLACES)
         mantissa, exponent = real_part(found.values[0]).mid().man_exp()
         value = Fraction(int(mantissa)) * Fraction(2) ** int(exponent)
-    if value and abs(value) < Fraction(1, 10 ** (_PLACES // 2)):
-        raise Unreadable("a place that is too near to zero")
+    elif value.denominator.bit_length() > 2 * _PLACES:
+        raise Unreadable("a place that takes more digits")
     return Fraction(round(value * 10**_PLACES), 10**_PLACES)
 
 
