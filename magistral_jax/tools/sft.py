@@ -1,5 +1,6 @@
 """`magistral-jax sft`: the supervised cold start, with its evaluations and its best weights."""
 
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from magistral_jax.data.conversations import conversations
 from magistral_jax.data.files import rows_from
 from magistral_jax.evaluate import Evaluation, evaluate
 from magistral_jax.ledger import GENERATOR, TRAINER
+from magistral_jax.lock import locked
 from magistral_jax.metrics import RunRecord
 from magistral_jax.recipes.sft import Lesson, minibatch_of, rate_of, schedule
 from magistral_jax.run import keep_compiled, tell_bad_rows
@@ -33,18 +35,25 @@ def sft(config: RunConfig, folder: Path, *, resume: bool) -> int:
     """
     if not config.sft.path:
         raise UserError("sft.path is empty; it names the conversations to learn from.")
-    checkpoints = Checkpoints(folder / "checkpoints", keep=1, stall_s=config.stall_s)
-    saved = checkpoints.latest() if resume else None
-    if resume and saved is None:
+    if resume and not any((folder / name).exists() for name in ("config.toml", "checkpoints")):
         raise UserError(f"--resume: {folder} holds no checkpoint. Leave --resume out.")
-    run = Run(config)
-    try:
-        run.check_weights()
+    with ExitStack() as ours:
+        if resume:
+            ours.enter_context(locked(folder))
+        checkpoints = Checkpoints(folder / "checkpoints", keep=1, stall_s=config.stall_s)
+        saved = checkpoints.latest() if resume else None
+        if resume and saved is None:
+            raise UserError(f"--resume: {folder} holds no checkpoint. Leave --resume out.")
+        run = ours.enter_context(closing(Run(config)))
         if saved is not None:
             check_identity(saved.identity, run.identity(), folder)
+        else:
+            run.check_weights()
         if config.eval.problems:
             run.heldout(config.eval.problems)
         traces, general, lessons = lessons_of(run)
+        if not resume:
+            ours.enter_context(locked(folder))
         with (
             RunRecord(folder, config.metrics.tensorboard, saved.step if saved else None) as record,
             Console(len(lessons)) as console,
@@ -56,8 +65,6 @@ def sft(config: RunConfig, folder: Path, *, resume: bool) -> int:
                 config, run, record, console, checkpoints, folder, traces, general, lessons
             )
             return teaching.play(saved)
-    finally:
-        run.close()
 
 
 def lessons_of(run: Run) -> tuple[list[Completion], list[Completion], list[list[Lesson]]]:
