@@ -282,6 +282,49 @@ def test_every_flipped_bit_is_found_and_the_checkpoint_before_it_used(checkpoint
     assert_equal(checkpoints.restore(found, "state", make_state(seed=3)), make_state(seed=2))
 
 
+def test_a_flipped_bit_in_arrays_too_large_to_digest_is_found_when_they_are_read(
+    checkpoints, monkeypatch
+):
+    """A flip in a byte that means nothing may pass: what is read is then what was saved."""
+    monkeypatch.setattr("magistral_jax.seal.SMALL_BYTES", 0)
+    for step in (1, 2):
+        host = {"t": np.arange(9000) * step}
+        checkpoints.save(make_meta(step), {"state": make_state(seed=step), "host": host})
+        checkpoints.settle()
+    files = [p for p in (checkpoints.folder / "1").rglob("*") if p.is_file()]
+    files = [p for p in files if p.parent.name == "d" or p.suffix == ".npz"]
+    assert len(files) >= 2
+    rng, like, told = np.random.default_rng(0), make_state(seed=9), []
+    for n in range(60):
+        path = files[n % len(files)]
+        bit = int(rng.integers(8 * path.stat().st_size))
+        flip(path, bit)
+        now = Checkpoints(checkpoints.folder, keep=2, tell=told.append)
+
+        def read(meta, now=now):
+            return meta.step, now.restore(meta, "state", like), now.restore_host(meta, "host")
+
+        step, state, host = now.newest(read)
+        assert_equal(state, make_state(seed=step))
+        np.testing.assert_array_equal(host["t"], np.arange(9000) * step)
+        flip(path, bit)
+    assert len(told) > 50, "most bits mean something"
+    assert all(f"{checkpoints.folder / '1'} is damaged: " in line for line in told)
+
+
+@pytest.mark.parametrize("failure", [MemoryError("no room"), OSError(5, "Input/output error")])
+def test_who_cannot_read_now_does_not_call_it_damage(checkpoints, monkeypatch, failure):
+    save(checkpoints, make_meta(1), {"w": jnp.ones(3)})
+
+    def fail(*_):
+        raise failure
+
+    monkeypatch.setattr("magistral_jax.checkpoint.ocp.load_checkpointables", fail)
+    with pytest.raises(type(failure)):
+        checkpoints.newest(lambda meta: checkpoints.restore(meta, "state", {"w": jnp.ones(3)}))
+    assert checkpoints.latest() == make_meta(1)
+
+
 @pytest.mark.parametrize("name", ["seal", "meta.json", "arrays"])
 def test_a_checkpoint_that_lacks_a_part_is_passed_over(tmp_path, name):
     told = []
