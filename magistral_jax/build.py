@@ -129,26 +129,30 @@ class Run(Asking):
                 return initialise(self.arch, self.key(INITIAL), onto)
         return read_params(self._file, self.arch, onto)
 
-    def saved_params(self, folder: Path, named: str) -> tuple[Params, Meta]:
-        """The weights that a run folder offers: the best of an SFT run, else the newest."""
-        found = [
-            (checkpoints, meta)
-            for name in ("best", "checkpoints")
-            if (meta := (checkpoints := Checkpoints(folder / name, keep=1)).latest()) is not None
-        ]
-        if not found:
-            raise UserError(f"{named}: {folder / 'checkpoints'} holds no checkpoint.")
-        checkpoints, meta = found[0]
-        # Another file of problems, or another seed, may be put to the same network.
-        wanted = self.identity()
-        network = {name: value for name, value in wanted.items() if name.startswith("model ")}
-        check_identity(meta.identity, network, folder)
-        like = map_specs(
+    def abstract_params(self) -> Params:
+        """The shapes of such weights, with their places on the trainer's devices."""
+        return map_specs(
             lambda spec, sharding: jax.ShapeDtypeStruct(spec.shape, "float32", sharding=sharding),
             abstract(self.arch),
             shardings(self.arch, self.trainer_mesh, TRAINER_RULES),
         )
-        return checkpoints.restore_params(meta, like), meta
+
+    def saved_params(self, folder: Path, named: str) -> tuple[Params, Meta]:
+        """The weights that a run folder offers: the best of an SFT run, else the newest."""
+        # Another file of problems, or another seed, may be put to the same network.
+        wanted = self.identity()
+        network = {name: value for name, value in wanted.items() if name.startswith("model ")}
+        for name in ("best", "checkpoints"):
+            checkpoints = Checkpoints(folder / name, keep=1)
+            checkpoints.on_progress = partial(self.ledger.beat, TRAINER)
+
+            def read(meta: Meta, checkpoints: Checkpoints = checkpoints) -> tuple[Params, Meta]:
+                check_identity(meta.identity, network, folder)
+                return checkpoints.restore_params(meta, self.abstract_params()), meta
+
+            if (found := checkpoints.newest(read)) is not None:
+                return found
+        raise UserError(f"{named}: {folder / 'checkpoints'} holds no checkpoint.")
 
     def warmed_up(self, params: Params, on_step: Callable[[int, float], None]) -> Params:
         """The weights after the supervised warm-up, if the config asks for one."""

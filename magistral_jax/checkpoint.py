@@ -238,10 +238,7 @@ class Checkpoints:
     def _read(self, meta: Meta, name: str, like: Any) -> Any:
         """The arrays of a tree that may be a part of what was saved, piece by piece: what differs
         is found before more is read, and who watches sees it go on."""
-        places = {
-            path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-            for path, x in by_path(like)
-        }
+        places = dict(by_path(shapes_of(like)))
         found: dict[str, Any] = {}
         context = ocp.Context()
         context.pytree.loading.partial_load = True
@@ -321,6 +318,11 @@ class Checkpoints:
         """Those that may be whole: sealed, and not found to be damaged."""
         found = [n for n in self._numbers() if n not in self._given_up]
         return [n for n in found if (self.folder / str(n) / SEAL).is_file()]
+
+
+def shapes_of(tree: Any) -> Any:
+    """What arrays, or their shapes, are and where they lie, without what is in them."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
 def _is_host(item: Any) -> bool:

@@ -9,17 +9,21 @@ from threading import Lock
 from time import monotonic
 from typing import Any
 
+import numpy as np
+
 from magistral_jax.build import Run
-from magistral_jax.checkpoint import Checkpoints, Damaged, Meta
+from magistral_jax.checkpoint import Checkpoints, Meta, shapes_of
 from magistral_jax.config import RunConfig
 from magistral_jax.console import Console, table
-from magistral_jax.evaluate import Evaluation, compared, evaluate
+from magistral_jax.damage import Damaged
+from magistral_jax.evaluate import Evaluation, compared
 from magistral_jax.frontier import packed, unpacked
-from magistral_jax.ledger import GENERATOR, TRAINER, Activity, ledger_rows
+from magistral_jax.ledger import TRAINER, Activity, ledger_rows
 from magistral_jax.loops.asynchronous import run_async
 from magistral_jax.loops.clockwork import Clockwork
 from magistral_jax.loops.moves import Generation
 from magistral_jax.loops.sync import run_sync
+from magistral_jax.measuring import evaluation_of, in_words
 from magistral_jax.metrics import GLOSSARY, RunRecord
 from magistral_jax.pulse import begin_pulse
 from magistral_jax.recipes.stages import NEXT_STAGE, Stages
@@ -27,6 +31,7 @@ from magistral_jax.tally import rates
 from magistral_jax.trainer.trainer import Trainer
 from magistral_jax.types import (
     Frontier,
+    GivenUp,
     Group,
     InFlight,
     RunFailed,
@@ -65,6 +70,7 @@ class Session:
         """From the beginning or a checkpoint to the end, or to a stop."""
         self.run.on_failure, self.run.tell = self._on_failure, self.console.phase
         self.run.folder = self.folder
+        self.checkpoints.on_progress = self._on_progress
         self.run.wanted = self.stages.wanted
         self.counts = {**NOTHING_COUNTED, "failures/rows": float(len(self.run.bad_rows))}
         self.pulse = begin_pulse(
@@ -103,6 +109,7 @@ class Session:
 
     def _play(self, saved: Meta | None) -> int:
         trainer, meta = self._from_checkpoint(saved) if saved else self._from_scratch()
+        trainer.on_progress = self._on_microbatch
         snapshot = self.run.published(trainer.params, meta.step)
         self.trainer, self.meta, self.step = trainer, meta, meta.step
         if saved is None:
@@ -137,23 +144,36 @@ class Session:
         if self.stop:
             raise Stopped
 
+    def _on_progress(self) -> None:
+        """A piece of an update, or of a checkpoint, is done."""
+        self.run.ledger.beat(TRAINER)
+
+    def _on_microbatch(self) -> None:
+        """The update under way comes forward; a stop ends it here, and it is made again."""
+        self._on_progress()
+        if self.stop:
+            raise GivenUp
+
     def _from_checkpoint(self, saved: Meta) -> tuple[Trainer, Meta]:
         """The newest checkpoint that is what was saved."""
-        self.console.phase(f"resuming from step {saved.step}")
-        trainer = self.run.trainer(self.run.initial_params())
-        found: Meta | None = saved
-        while found is not None:
-            try:
-                trainer.state = self.checkpoints.restore(found, "state", trainer.state)
-                self.arrays = self.checkpoints.restore_host(found, "host")
-            except Damaged as damage:
-                self.checkpoints.pass_over(found, f"is damaged: {damage}")
-                found = self.checkpoints.latest()
-                continue
-            self.record.go_back(found.step)
-            self._go_to_stage(found)
-            return trainer, found
-        raise UserError(f"--resume: {self.checkpoints.folder} holds no checkpoint that is whole.")
+        # Neither initialised nor read from the model that the run began with: only shapes.
+        trainer = self.run.trainer(self.run.abstract_params())
+
+        def read(meta: Meta) -> tuple[Meta, Any, dict[str, np.ndarray]]:
+            self.console.phase(f"resuming from step {meta.step}")
+            with self.run.ledger.doing(TRAINER, "start", f"reading the checkpoint of {meta.step}"):
+                state = self.checkpoints.restore(meta, "state", trainer.state)
+                return meta, state, self.checkpoints.restore_host(meta, "host")
+
+        whole = self.checkpoints.newest(read, of=saved)
+        if whole is None:
+            raise UserError(
+                f"--resume: {self.checkpoints.folder} holds no checkpoint that is whole."
+            )
+        found, trainer.state, self.arrays = whole
+        self.record.go_back(found.step)
+        self._go_to_stage(found)
+        return trainer, found
 
     def _go_to_stage(self, found: Meta) -> None:
         """The stage of the checkpoint that is used, which may be an older one than the newest."""
@@ -173,7 +193,7 @@ class Session:
         self.run.tally.lengths.restore(found.accounts["lengths"])
         if not self.checkpoints.has(self.meta, "decode"):
             return found
-        like = self.run.main_engine.init_decode_state()
+        like = shapes_of(self.run.main_engine.init_decode_state())
         try:
             cache = self.checkpoints.restore(self.meta, "decode", like)
         except (ValueError, Damaged) as fault:
@@ -214,13 +234,13 @@ class Session:
         self.step_began, self.checkpoint_s = monotonic(), 0.0
         if config.deterministic and config.mode == "async":
             clockwork = Clockwork(config, rooms, frontier)
-            self.stop.listen(clockwork.stop)
-            clockwork.run(start=self.step)
+            with self.stop.told_to(clockwork.stop):
+                clockwork.run(start=self.step)
             picture = clockwork.picture
         else:
-            self.stop.listen(rooms.backlog.stop)
             loop = run_async if config.mode == "async" else run_sync
-            loop(config, rooms, start=self.step)
+            with self.stop.told_to(rooms.backlog.stop):
+                loop(config, rooms, start=self.step)
             picture = partial(Generation(config, rooms).picture, frontier=True)
         if self.step >= config.trainer.steps:
             self._settle()
@@ -333,35 +353,18 @@ class Session:
             self.checkpoints.settle()
 
     def _evaluate(self, snapshot: Snapshot, when: str) -> Evaluation | None:
-        e, ledger = self.config.eval, self.run.ledger
-        if e.problems == 0:
+        if self.config.eval.problems == 0:
             return None
-        total = e.problems * e.samples
-
-        def on_step(done: int) -> None:
-            ledger.beat(GENERATOR)
-            self.console.phase(f"measuring {when} RL: {done}/{total}")
-            self._leave_if_stopped()
-
-        ledger.phase("evaluation")
-        with ledger.doing(GENERATOR, "evaluation", "an evaluation"):
-            found, answers = evaluate(
-                self.run.evaluation(snapshot),
-                self.run.judge,
-                self.run.heldout(e.problems),
-                samples=e.samples,
-                timeout_s=self.config.stall_s,
-                on_step=on_step,
-            )
-        tokens = sum(len(c.tokens) for completions, _ in answers for c in completions)
-        ledger.sampled(tokens)
-        ledger.fate("evaluation", tokens)
-        ledger.phase("start")
-        low, high = found.accuracy_ci95
-        self.console.phase(
-            f"{when} RL: accuracy {found.accuracy:.1%} [{low:.1%}, {high:.1%}], "
-            f"format {found.format:.1%}, length {found.length:.1f}"
+        self.run.ledger.phase("evaluation")
+        found = evaluation_of(
+            self.run,
+            snapshot,
+            name=f"measuring {when} RL",
+            tell=self.console.phase,
+            on_step=self._leave_if_stopped,
         )
+        self.run.ledger.phase("start")
+        self.console.phase(f"{when} RL: {in_words(found)}")
         return found
 
     def _beat(self) -> None:

@@ -22,6 +22,7 @@ SERVICES = {
     "pulse",
     "watch",
     "lock",
+    "damage",
     "metrics",
     "console",
     "frontier",
@@ -65,9 +66,14 @@ LAW = {
     "recipes": BASE | {"rows"} | ROOMS | SERVICES,
     "asking": BASE | {"data", "tokenizer"},
     "build": BASE | ROOMS | SERVICES | {"recipes", "settings", "asking"},
-    "session": BASE | ROOMS | SERVICES | {"recipes", "build"},
+    "measuring": BASE | SERVICES | {"build"},
+    "session": BASE | ROOMS | SERVICES | {"recipes", "build", "measuring"},
     "run": BASE | SERVICES | {"recipes", "settings", "build", "session"},
-    "tools": BASE | {"rows"} | ROOMS | SERVICES | {"recipes", "settings", "build", "run"},
+    "tools": BASE
+    | {"rows"}
+    | ROOMS
+    | SERVICES
+    | {"recipes", "settings", "build", "measuring", "run"},
     "parser": {"config"},
     "__main__": BASE | SERVICES | {"parser", "recipes", "tools", "settings", "build", "run"},
 }

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -213,12 +214,30 @@ def test_a_file_left_by_the_run_before_stops_nobody(tmp_path):
 
 def test_a_wish_to_stop_comes_once_and_reaches_who_listens_late():
     stop, heard = Stop(), []
-    stop.listen(lambda: heard.append("early"))
-    assert not stop
-    stop.request("SIGTERM")
-    stop.request("SIGINT")
-    stop.listen(lambda: heard.append("late"))
+    with stop.told_to(lambda: heard.append("over")):
+        pass
+    with stop.told_to(lambda: heard.append("early")):
+        assert not stop
+        stop.request("SIGTERM")
+        stop.request("SIGINT")
+    with stop.told_to(lambda: heard.append("late")):
+        pass
     assert stop and stop.reason == "SIGTERM" and heard == ["early", "late"]
+
+
+def test_who_has_listened_is_let_go():
+    """A stage's loop holds the caches of its sequences: they go with the stage."""
+
+    class Loop:
+        def stop(self):
+            pass
+
+    stop, loop = Stop(), Loop()
+    kept = weakref.ref(loop)
+    with stop.told_to(loop.stop):
+        pass
+    del loop
+    assert kept() is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

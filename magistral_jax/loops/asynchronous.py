@@ -163,6 +163,8 @@ def train_loop(config: RunConfig, rooms: Rooms, generator: GeneratorLoop, *, sta
         if groups is None:  # stopped
             return
         snapshot = learn(rooms, groups, version)
+        if snapshot is None:  # stopped
+            return
         rooms.mailbox.put(snapshot)
         step = version + 1
         if rooms.wants_frontier(step):

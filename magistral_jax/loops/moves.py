@@ -6,7 +6,7 @@ and goes on, a push is tried again, a prompt that always fails is set aside.
 
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic, sleep
 
 from magistral_jax.config import RunConfig
@@ -16,6 +16,7 @@ from magistral_jax.tally import group_metrics
 from magistral_jax.types import (
     Completion,
     Frontier,
+    GivenUp,
     Group,
     Prompt,
     RunFailed,
@@ -224,15 +225,19 @@ def verdict_of(rooms: Rooms, waiting: Future[Verdict], prompt: Prompt, stall_s: 
     return waiting.result()
 
 
-def learn(rooms: Rooms, groups: Sequence[Group], version: int) -> Snapshot:
-    """One weight update: from judged groups to weights on the generator's devices."""
+def learn(rooms: Rooms, groups: Sequence[Group], version: int) -> Snapshot | None:
+    """One weight update: from judged groups to weights on the generator's devices. None if a stop
+    came in the middle: the groups are in the backlog again."""
     tally, ledger = rooms.tally, rooms.ledger
     with tally.timed("time/assemble"):
-        batch = rooms.assemble(groups, version)
+        batch = replace(rooms.assemble(groups, version), made=rooms.backlog.made)
     padding = sum(m.padding for m in batch.minibatches) / len(batch.minibatches)
     try:
         with ledger.doing(TRAINER, "trained", f"update {version + 1}") as update:
             values = rooms.train(batch)
+    except GivenUp as stop:
+        rooms.backlog.give_back(groups, stop.made)
+        return None
     except Exception as failure:
         raise RunFailed(
             f"the trainer failed in update {version + 1}: {brief(failure)}"

@@ -34,6 +34,8 @@ def run_sync(config: RunConfig, rooms: Rooms, *, start: int = 0) -> None:
             return
         with rooms.ledger.doing(GENERATOR, "wait_admission", f"update {version + 1}"):
             snapshot = learn(rooms, groups, version)
+        if snapshot is None:  # stopped
+            return
         generation.swap(snapshot)
         generation.measure_to_the_end(snapshot)
         step = version + 1

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from magistral_jax.arrays import Batch
-from magistral_jax.trainer.trainer import Trainer
-from magistral_jax.types import Completion
+from magistral_jax.trainer.trainer import StepStats, Trainer
+from magistral_jax.types import Completion, GivenUp
 
 FILE = "skipped_updates.jsonl"
 
@@ -56,19 +56,27 @@ ALARMS: tuple[Alarm, ...] = (
 def train_batch(
     trainer: Trainer, batch: Batch, *, tell: Callable[[str, str], None], folder: Path | None
 ) -> dict[str, float]:
-    """All optimizer steps of a batch; their metrics, averaged. Waits for the last one.
+    """All optimizer steps of a batch but those `made` before; the metrics of all, averaged. Waits
+    for the last one.
 
     `tell(kind, message)` hears of updates skipped and of alarms; completions to blame are written
-    to `skipped_updates.jsonl` in `folder`.
+    to `skipped_updates.jsonl` in `folder`. Raises `GivenUp`, if the trainer's `on_progress` does,
+    with all steps that are made by then.
     """
-    steps = trainer.step(batch)
-    skipped = [number for number, stats in enumerate(steps) if not bool(stats.is_finite)]
-    blamed = [trainer.culprits(batch.minibatches[number]) for number in skipped]
+    steps: list[StepStats] = []
+    try:
+        for minibatch in batch.minibatches[len(batch.made) :]:
+            steps.append(trainer.minibatch_step(minibatch))
+        made = [*batch.made, *map(_values, steps)]
+        skipped = [number for number, values in enumerate(made) if values is None]
+        blamed = [trainer.culprits(batch.minibatches[number]) for number in skipped]
+    except GivenUp:
+        raise GivenUp([*batch.made, *map(_values, steps)]) from None
     if skipped and folder is not None:
         _write_down(batch, [name for names in blamed for name in names], folder / FILE)
     for names in blamed:
         tell("update", _told(batch, names))
-    values = [stats.values() for n, stats in enumerate(steps) if n not in skipped]
+    values = [values for values in made if values is not None]
     averages = {
         name: float(np.mean([of_step[name] for of_step in values])) for name in dict(*values[:1])
     }
@@ -76,6 +84,10 @@ def train_batch(
         if name in averages and is_out(averages[name]):
             tell("alarm", f"update {batch.version + 1}: {text.format(averages[name])} ({name})")
     return {**averages, "update/skipped": float(len(skipped))}
+
+
+def _values(stats: StepStats) -> dict[str, float] | None:
+    return stats.values() if bool(stats.is_finite) else None
 
 
 def _write_down(batch: Batch, names: list[tuple[int, int]], path: Path) -> None:

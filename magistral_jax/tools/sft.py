@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from magistral_jax.config import RunConfig
 from magistral_jax.console import Console
 from magistral_jax.data.conversations import conversations
 from magistral_jax.data.files import rows_from
-from magistral_jax.evaluate import Evaluation, evaluate
-from magistral_jax.ledger import GENERATOR, TRAINER
+from magistral_jax.ledger import TRAINER
 from magistral_jax.lock import locked
+from magistral_jax.measuring import evaluation_of, in_words
 from magistral_jax.metrics import RunRecord
 from magistral_jax.recipes.sft import Lesson, minibatch_of, rate_of, schedule
 from magistral_jax.run import keep_compiled, tell_bad_rows
@@ -144,25 +145,24 @@ class Teaching:
                     f"stopped by {self.stop.reason} after step {step}; go on with --resume"
                 )
                 return STOPPED
-        self.checkpoints.settle()
+        with self.run.ledger.doing(TRAINER, "checkpoint", "the last checkpoint"):
+            self.checkpoints.settle()
         self._finish(notes)
         return 0
 
     def _trainer(self, saved: Meta | None) -> Trainer:
         self.console.phase("loading the policy")
-        config = self.config
+        config, run = self.config, self.run
         optimizer = make_optimizer(config.trainer, rate=rate_of(config, len(self.lessons)))
+        params = run.initial_params() if saved is None else run.abstract_params()
         trainer = trainer_of(
-            config,
-            self.run.arch,
-            self.run.trainer_mesh,
-            self.run.initial_params(),
-            optimizer,
-            loss=likelihood_loss,
+            config, run.arch, run.trainer_mesh, params, optimizer, loss=likelihood_loss
         )
+        trainer.on_progress = self.checkpoints.on_progress = partial(run.ledger.beat, TRAINER)
         if saved is not None:
             self.console.phase(f"resuming from step {saved.step}")
-            trainer.state = self.checkpoints.restore(saved, "state", trainer.state)
+            with run.ledger.doing(TRAINER, "start", f"reading the checkpoint of {saved.step}"):
+                trainer.state = self.checkpoints.restore(saved, "state", trainer.state)
         return trainer
 
     def _learn(self, trainer: Trainer, step: int) -> dict[str, float]:
@@ -186,9 +186,14 @@ class Teaching:
 
     def _evaluated(self, trainer: Trainer, step: int, values: dict[str, float]) -> dict[str, Any]:
         """The evaluation after a step, which its row of metrics also gets."""
-        found = self._evaluate(trainer, step)
-        if found is None:
+        if self.config.eval.problems == 0:
             return {"step": step, "accuracy": 0.0}
+        found = evaluation_of(
+            self.run,
+            self.run.published(trainer.params, step),
+            name=f"measuring after step {step}",
+            tell=self.console.phase,
+        )
         low, high = found.accuracy_ci95
         values |= {
             "eval/accuracy": found.accuracy,
@@ -197,31 +202,8 @@ class Teaching:
             "eval/length": found.length,
             "eval/truncated": found.truncated,
         }
-        self.console.note(
-            f"after step {step}: accuracy {found.accuracy:.1%} [{low:.1%}, {high:.1%}], format "
-            f"{found.format:.1%}, length {found.length:.1f}"
-        )
+        self.console.note(f"after step {step}: {in_words(found)}")
         return {"step": step, **asdict(found)}
-
-    def _evaluate(self, trainer: Trainer, step: int) -> Evaluation | None:
-        e, ledger = self.config.eval, self.run.ledger
-        if e.problems == 0:
-            return None
-
-        def on_step(done: int) -> None:
-            ledger.beat(GENERATOR)
-            self.console.phase(f"measuring after step {step}: {done}/{e.problems * e.samples}")
-
-        with ledger.doing(GENERATOR, "evaluation", "an evaluation"):
-            found, _ = evaluate(
-                self.run.evaluation(self.run.published(trainer.params, step)),
-                self.run.judge,
-                self.run.heldout(e.problems),
-                samples=e.samples,
-                timeout_s=self.config.stall_s,
-                on_step=on_step,
-            )
-        return found
 
     def _keep_if_best(self, trainer: Trainer, step: int, notes: dict[str, Any]) -> None:
         """The weights that an evaluation liked best; without evaluations, the newest."""
@@ -231,9 +213,11 @@ class Teaching:
             return
         notes["best"] = {"step": step, "accuracy": score}
         best = Checkpoints(self.folder / "best", keep=1, stall_s=self.config.stall_s)
+        best.on_progress = partial(self.run.ledger.beat, TRAINER)
         meta = Meta(step=step, identity=self.run.identity(), notes=notes["best"])
-        best.save(meta, {"state": TrainState(trainer.params, (), {})})
-        best.settle()
+        with self.run.ledger.doing(TRAINER, "checkpoint", f"the best weights, of step {step}"):
+            best.save(meta, {"state": TrainState(trainer.params, (), {})})
+            best.settle()
 
     def _save(self, trainer: Trainer, step: int, notes: dict[str, Any]) -> None:
         meta = Meta(step=step, identity=self.run.identity(), notes=notes)
