@@ -110,7 +110,7 @@ class Session:
     def _play(self, saved: Meta | None) -> int:
         trainer, meta = self._from_checkpoint(saved) if saved else self._from_scratch()
         trainer.on_progress = self._on_microbatch
-        snapshot = self.run.published(trainer.params, meta.step)
+        snapshot = self._snapshot(trainer, meta)
         self.trainer, self.meta, self.step = trainer, meta, meta.step
         if saved is None:
             before = self._evaluate(snapshot, "before")
@@ -134,6 +134,17 @@ class Session:
             self.run.ledger.phase("start")
         trainer = self.run.trainer(params)
         return trainer, Meta(step=0, identity=self.run.identity(), notes={})
+
+    def _snapshot(self, trainer: Trainer, meta: Meta) -> Snapshot:
+        """What the generator goes on with: the trainer's weights, unless a stop came when they
+        were on their way to the next version."""
+        found = self.run.published(trainer.params, meta.step)
+        if meta.number < 0 or not self.checkpoints.has(meta, "snapshot"):
+            return found
+        places = shapes_of(found.params)
+        del found
+        params = self.checkpoints.restore(meta, "snapshot", places)
+        return Snapshot(version=meta.step, params=params)
 
     def _on_warmup(self, step: int, loss: float) -> None:
         self.run.ledger.beat(TRAINER)
@@ -249,7 +260,7 @@ class Session:
         assert at_stop is not None
         if self.stages.leaving and rooms.backlog.is_drained:
             return self._next_stage(at_stop)
-        self._save(at_stop)
+        self._save(at_stop, rooms.generator.snapshot)
         self._settle()
         self.console.phase(
             f"stopped by {self.stop.reason} after step {self.step}; go on with --resume"
@@ -333,7 +344,7 @@ class Session:
         self._count(f"failures/{kind}", 1)
         self.console.note(message)
 
-    def _save(self, frontier: Frontier) -> None:
+    def _save(self, frontier: Frontier, snapshot: Snapshot | None = None) -> None:
         began = monotonic()
         text, arrays = packed(frontier)
         with self.lock:  # a failure may be counted from any thread
@@ -342,6 +353,9 @@ class Session:
         items = {"state": self.trainer.state, "host": arrays}
         if frontier.in_flight.cache is not None:
             items["decode"] = frontier.in_flight.cache
+        if frontier.queue.made and snapshot is not None:
+            # The trainer's weights are none that the generator ever had.
+            items["snapshot"] = snapshot.params
         self.pulse.write(saving=1)
         with self.run.ledger.doing(TRAINER, "checkpoint", f"the checkpoint of step {self.step}"):
             self.checkpoints.save(meta, items)
