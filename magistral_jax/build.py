@@ -127,7 +127,7 @@ class Run(Asking):
         if self._file is None:
             with jax.set_mesh(self.trainer_mesh):
                 return initialise(self.arch, self.key(INITIAL), onto)
-        return read_params(self._file, self.arch, onto)
+        return read_params(self._file, self.arch, onto, on_piece=self.ledger.beat)
 
     def abstract_params(self) -> Params:
         """The shapes of such weights, with their places on the trainer's devices."""
@@ -166,6 +166,7 @@ class Run(Asking):
             self._warmup_prompts(),
             self.tokenizer,
             on_step=on_step,
+            on_progress=partial(self.ledger.beat, TRAINER),
         )
 
     def key(self, stream: int) -> Any:
@@ -362,10 +363,13 @@ class Run(Asking):
                 "deterministic: this run was saved without the cache of its sequences in flight "
                 '(checkpoint.kv = "refill"), so what follows would differ. Resume without it.'
             )
-        generator.warm_up(
-            self.config.prefill_tokens,
-            tell=lambda done, total: self.tell(f"compiling the generator, {done}/{total}"),
-        )
+
+        def tell(done: int, total: int) -> None:
+            self.ledger.beat(GENERATOR)
+            self.tell(f"compiling the generator, {done}/{total}")
+
+        with self.ledger.doing(GENERATOR, "start", "compiling the generator"):
+            generator.warm_up(self.config.prefill_tokens, tell=tell)
         generator.restore(frontier.in_flight)
         for name, value in frontier.counters.items():
             self.tally.add(name, value)

@@ -1,6 +1,7 @@
 """The evaluation of a run's policy while nothing else goes on: how far it is, and what it found."""
 
 from collections.abc import Callable
+from functools import partial
 
 from magistral_jax.build import Run
 from magistral_jax.evaluate import Evaluation, evaluate
@@ -37,6 +38,7 @@ def evaluation_of(
             samples=e.samples,
             timeout_s=run.config.stall_s,
             on_step=on_progress,
+            on_verdict=partial(on_progress, total),
         )
     tokens = sum(len(c.tokens) for completions, _ in answers for c in completions)
     ledger.sampled(tokens)

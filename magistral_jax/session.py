@@ -9,13 +9,10 @@ from threading import Lock
 from time import monotonic
 from typing import Any
 
-import numpy as np
-
 from magistral_jax.build import Run
-from magistral_jax.checkpoint import Checkpoints, Meta, shapes_of
+from magistral_jax.checkpoint import Checkpoints, Meta
 from magistral_jax.config import RunConfig
 from magistral_jax.console import Console, table
-from magistral_jax.damage import Damaged
 from magistral_jax.evaluate import Evaluation, compared
 from magistral_jax.frontier import packed, unpacked
 from magistral_jax.ledger import TRAINER, Activity, ledger_rows
@@ -27,6 +24,7 @@ from magistral_jax.measuring import evaluation_of, in_words
 from magistral_jax.metrics import GLOSSARY, RunRecord
 from magistral_jax.pulse import begin_pulse
 from magistral_jax.recipes.stages import NEXT_STAGE, Stages
+from magistral_jax.resume import Restored, restored
 from magistral_jax.tally import rates
 from magistral_jax.trainer.trainer import Trainer
 from magistral_jax.types import (
@@ -64,6 +62,7 @@ class Session:
     began: float
     stop: Stop = field(default_factory=Stop)
     counts: dict[str, float] = field(default_factory=dict)
+    restored: Restored | None = None
     lock: Lock = field(default_factory=Lock)
 
     def play(self, saved: Meta | None, *, resume: bool) -> int:
@@ -108,9 +107,8 @@ class Session:
                 raise RunFailed(f"{failure} (in full: {report}); go on with --resume") from failure
 
     def _play(self, saved: Meta | None) -> int:
-        trainer, meta = self._from_checkpoint(saved) if saved else self._from_scratch()
+        trainer, snapshot, meta = self._from_checkpoint(saved) if saved else self._from_scratch()
         trainer.on_progress = self._on_microbatch
-        snapshot = self._snapshot(trainer, meta)
         self.trainer, self.meta, self.step = trainer, meta, meta.step
         if saved is None:
             before = self._evaluate(snapshot, "before")
@@ -124,7 +122,7 @@ class Session:
             self._finish(setup_s)
         return code
 
-    def _from_scratch(self) -> tuple[Trainer, Meta]:
+    def _from_scratch(self) -> tuple[Trainer, Snapshot, Meta]:
         self.console.phase("loading the policy")
         params = self.run.initial_params()
         if self.config.warmup.steps:
@@ -133,18 +131,8 @@ class Session:
                 params = self.run.warmed_up(params, self._on_warmup)
             self.run.ledger.phase("start")
         trainer = self.run.trainer(params)
-        return trainer, Meta(step=0, identity=self.run.identity(), notes={})
-
-    def _snapshot(self, trainer: Trainer, meta: Meta) -> Snapshot:
-        """What the generator goes on with: the trainer's weights, unless a stop came when they
-        were on their way to the next version."""
-        found = self.run.published(trainer.params, meta.step)
-        if meta.number < 0 or not self.checkpoints.has(meta, "snapshot"):
-            return found
-        places = shapes_of(found.params)
-        del found
-        params = self.checkpoints.restore(meta, "snapshot", places)
-        return Snapshot(version=meta.step, params=params)
+        meta = Meta(step=0, identity=self.run.identity(), notes={})
+        return trainer, self.run.published(trainer.params, 0), meta
 
     def _on_warmup(self, step: int, loss: float) -> None:
         self.run.ledger.beat(TRAINER)
@@ -165,26 +153,23 @@ class Session:
         if self.stop:
             raise GivenUp
 
-    def _from_checkpoint(self, saved: Meta) -> tuple[Trainer, Meta]:
+    def _from_checkpoint(self, saved: Meta) -> tuple[Trainer, Snapshot, Meta]:
         """The newest checkpoint that is what was saved."""
-        # Neither initialised nor read from the model that the run began with: only shapes.
         trainer = self.run.trainer(self.run.abstract_params())
 
-        def read(meta: Meta) -> tuple[Meta, Any, dict[str, np.ndarray]]:
+        def read(meta: Meta) -> Restored:
             self.console.phase(f"resuming from step {meta.step}")
-            with self.run.ledger.doing(TRAINER, "start", f"reading the checkpoint of {meta.step}"):
-                state = self.checkpoints.restore(meta, "state", trainer.state)
-                return meta, state, self.checkpoints.restore_host(meta, "host")
+            self._go_to_stage(meta)
+            return restored(self.run, self.checkpoints, meta, trainer.state)
 
-        whole = self.checkpoints.newest(read, of=saved)
-        if whole is None:
+        found = self.checkpoints.newest(read, of=saved)
+        if found is None:
             raise UserError(
                 f"--resume: {self.checkpoints.folder} holds no checkpoint that is whole."
             )
-        found, trainer.state, self.arrays = whole
-        self.record.go_back(found.step)
-        self._go_to_stage(found)
-        return trainer, found
+        trainer.state, self.restored = found.state, found
+        self.record.go_back(found.meta.step)
+        return trainer, found.snapshot, found.meta
 
     def _go_to_stage(self, found: Meta) -> None:
         """The stage of the checkpoint that is used, which may be an older one than the newest."""
@@ -200,18 +185,11 @@ class Session:
         """Where the loop goes on; with the cache of what is in flight if it was saved and fits."""
         if not self.meta.frontier:
             return Frontier()
-        found = unpacked(self.meta.frontier, self.arrays, self.run.stream().prompt_at)
+        assert self.restored is not None
+        arrays, cache = self.restored.arrays, self.restored.cache
+        self.restored = None  # the weights would be held by it
+        found = unpacked(self.meta.frontier, arrays, self.run.stream().prompt_at)
         self.run.tally.lengths.restore(found.accounts["lengths"])
-        if not self.checkpoints.has(self.meta, "decode"):
-            return found
-        like = shapes_of(self.run.main_engine.init_decode_state())
-        try:
-            cache = self.checkpoints.restore(self.meta, "decode", like)
-        except (ValueError, Damaged) as fault:
-            if self.config.deterministic:
-                raise
-            self._on_failure("checkpoint", f"the saved cache is not used: {fault}")
-            return found
         return replace(found, in_flight=replace(found.in_flight, cache=cache))
 
     def _reinforce(self, snapshot: Snapshot) -> int:

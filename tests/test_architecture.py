@@ -67,7 +67,8 @@ LAW = {
     "asking": BASE | {"data", "tokenizer"},
     "build": BASE | ROOMS | SERVICES | {"recipes", "settings", "asking"},
     "measuring": BASE | SERVICES | {"build"},
-    "session": BASE | ROOMS | SERVICES | {"recipes", "build", "measuring"},
+    "resume": BASE | ROOMS | SERVICES | {"build"},
+    "session": BASE | ROOMS | SERVICES | {"recipes", "build", "measuring", "resume"},
     "run": BASE | SERVICES | {"recipes", "settings", "build", "session"},
     "tools": BASE
     | {"rows"}

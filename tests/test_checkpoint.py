@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import hashlib
 import logging
 import os
 import random
@@ -20,6 +21,7 @@ import optax
 import pytest
 from jax import P
 from jax.sharding import NamedSharding
+from orbax.checkpoint import v1 as ocp
 
 import magistral_jax
 from magistral_jax.checkpoint import (
@@ -138,6 +140,34 @@ def test_a_state_is_restored_onto_another_mesh(checkpoints):
         assert array.sharding.is_equivalent_to(wanted.sharding, array.ndim)
     assert found.params["embed"].sharding.spec == P("tp", "fsdp")
     assert found.params["embed"].sharding.mesh.shape == {"fsdp": 1, "sp": 1, "tp": 2}
+
+
+def test_no_large_file_of_arrays_is_read_to_seal_it_or_to_find_the_newest(checkpoints, monkeypatch):
+    """What is in them is digested twice: where it was before it is written, and once read."""
+    read, digested = [], []
+    honest_read, honest = ocp.load_checkpointables, hashlib.file_digest
+
+    def file_digest(file, *rest):
+        digested.append((Path(file.name).relative_to(checkpoints.folder), os.stat(file.name)))
+        return honest(file, *rest)
+
+    def load(path, wanted):
+        read.extend(wanted["state"])
+        return honest_read(path, wanted)
+
+    monkeypatch.setattr(hashlib, "file_digest", file_digest)
+    monkeypatch.setattr("magistral_jax.checkpoint.ocp.load_checkpointables", load)
+    rng = np.random.default_rng(0)
+    state = {f"w{n}": jnp.asarray(rng.normal(size=(700, 700)).astype("f4")) for n in range(4)}
+    host = {"tokens": rng.integers(0, 1 << 31, 1 << 19)}
+    checkpoints.save(make_meta(1), {"state": state, "host": host})
+    checkpoints.settle()
+    found = Checkpoints(checkpoints.folder, keep=2).latest()
+    assert sum(stat.st_size for _, stat in digested) < 200_000
+    assert len({name for name, _ in digested}) * 2 == len(digested)
+    assert_equal(checkpoints.restore(found, "state", state), state)
+    assert_equal(checkpoints.restore_host(found, "host"), host)
+    assert sorted(read) == sorted(state)
 
 
 def test_weights_come_without_the_optimizer_that_was_saved_with_them(checkpoints):
@@ -461,6 +491,37 @@ def test_who_waits_for_a_writer_that_hangs_says_so(tmp_path, monkeypatch):
     go_on.set()
     checkpoints._writer.join()
     assert checkpoints.saving is None
+
+
+def test_a_save_that_comes_forward_may_take_as_long_as_it_likes(tmp_path, monkeypatch):
+    """Four times stall_s, a piece at a time; and then it hangs."""
+    is_slow, seals = [True], []
+
+    def seal(folder):
+        for piece in range(12):
+            time.sleep(0.2)
+            with (folder / "arrays" / "more").open("ab") as file:
+                file.write(b"x" * piece)
+        seals.append(folder)
+        time.sleep(0 if is_slow else 30)
+
+    monkeypatch.setattr("magistral_jax.checkpoint._seal", seal)
+    beats, checkpoints = [], Checkpoints(tmp_path, keep=2, stall_s=0.6)
+    checkpoints.on_progress = lambda: beats.append(time.monotonic())
+    checkpoints.save(make_meta(7), {"state": {"w": jnp.ones(2)}})
+    longest = 0.0
+    while (saving := checkpoints.saving) is not None:
+        longest = max(longest, saving[1])
+        time.sleep(0.02)
+    checkpoints.settle()
+    assert longest < 0.6 and len(seals) == 1
+    checkpoints.save(make_meta(8), {"state": {"w": jnp.ones(2)}})
+    checkpoints.settle()
+    assert len(beats) >= 3, "who waits for it is taken to stand still"
+    is_slow.clear()
+    checkpoints.save(make_meta(9), {"state": {"w": jnp.ones(2)}})
+    with pytest.raises(Stalled, match="nothing more came to the disk"):
+        checkpoints.settle()
 
 
 KILLED = """

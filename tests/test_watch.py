@@ -78,6 +78,29 @@ with watch(), ledger.doing(TRAINER, "wait_batch", "a batch"):
     time.sleep(1.8)
     print("it says itself what it waited for")
 """
+# Each of them shorter than the deadline, their sum twice as long.
+MANY_COMPILATIONS = """
+import jax, magistral_jax.build
+
+def twice(x):
+    time.sleep(0.4)  # tracing is a part of it
+    return x * 2
+
+with watch():
+    for size in range(1, 5):
+        jax.jit(twice)(jax.numpy.ones(size))
+print("well")
+"""
+A_COMPILATION_THAT_HANGS = """
+import jax, magistral_jax.build
+
+def hang(x):
+    hang_here()
+
+with watch():
+    jax.jit(lambda x: x * 2)(jax.numpy.ones(3))
+    jax.jit(hang)(jax.numpy.ones(3))
+"""
 CANNOT_CLOSE = """
 def fail():
     raise RuntimeError("cannot close")
@@ -177,6 +200,19 @@ def test_a_file_named_stop_is_a_wish_to_stop(tmp_path):
 def test_who_is_long_at_one_thing_but_comes_forward_is_left_alone(tmp_path):
     done, _ = play(BUSY_AND_WELL, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "well\n", "")
+
+
+def test_a_start_that_compiles_one_program_after_another_is_no_stall(tmp_path):
+    code = "import magistral_jax.watch as module\nmodule._SLACK_S = 0.0\n" + MANY_COMPILATIONS
+    done, _ = play(code, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "well\n"), done.stderr
+
+
+def test_a_program_whose_compilation_hangs_is_found(tmp_path):
+    code = "import magistral_jax.watch as module\nmodule._SLACK_S = 0.0\n"
+    done, _ = play(code + A_COMPILATION_THAT_HANGS, tmp_path)
+    assert done.returncode == 70, done.stderr
+    assert "nothing has moved for" in done.stderr and "hang_here (<string>:" in done.stderr
 
 
 def test_a_wait_that_has_a_deadline_of_its_own_may_speak_first(tmp_path):

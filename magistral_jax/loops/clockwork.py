@@ -7,8 +7,9 @@ is not ready by then is waited for. Between, generator and trainer work at once.
 
 import threading
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
+from time import monotonic
 
 from magistral_jax.config import RunConfig
 from magistral_jax.ledger import GENERATOR, TRAINER
@@ -77,8 +78,7 @@ class Clockwork:
         if self._update_at is not None and backlog.is_batch_ready:
             self._update = _Update(self._update_at, version, self._begin_to_learn(version))
         while version < self._config.trainer.steps:
-            is_between = self._update is None or self._update.is_given_up
-            if (self._stopped or backlog.is_stopped) and is_between:
+            if self._may_stop():
                 return
             if self._update is not None and self._tick + 1 >= self._update.at:
                 if not self._apply(self._update):
@@ -86,7 +86,9 @@ class Clockwork:
                 version += 1
                 continue
             self._tick += 1
-            self._consume_verdicts()
+            if not self._consume_verdicts():
+                self._tick -= 1
+                return
             if self._update is None and backlog.is_batch_ready:
                 self._update = _Update(self._tick + delay, version, self._begin_to_learn(version))
             self._generation.admit()
@@ -132,12 +134,13 @@ class Clockwork:
         """The weights whose time has come, and the step's row; False if the update was given up."""
         config, rooms = self._config, self._rooms
         with rooms.ledger.doing(GENERATOR, "wait_admission", f"update {update.version + 1}"):
-            try:
-                snapshot = update.snapshot.result(timeout=config.stall_s)
-            except TimeoutError:
-                raise Stalled(
-                    f"generator waited {config.stall_s:g} s for update {update.version + 1}"
-                ) from None
+            began = monotonic()
+            while not wait([update.snapshot], timeout=config.stall_s / 4).done:
+                if min(monotonic() - began, rooms.ledger.still_s) > config.stall_s:
+                    raise Stalled(
+                        f"generator waited {config.stall_s:g} s for update {update.version + 1}"
+                    )
+            snapshot = update.snapshot.result()
         if snapshot is None:
             return False
         self._tick += 1
@@ -149,11 +152,21 @@ class Clockwork:
         report(rooms, step, self.picture(report=True) if wanted else plain_picture(rooms))
         return True
 
-    def _consume_verdicts(self) -> None:
+    def _may_stop(self) -> bool:
+        """Whether a stop was asked for, and no update is under way."""
+        is_between = self._update is None or self._update.is_given_up
+        return (self._stopped or self._rooms.backlog.is_stopped) and is_between
+
+    def _consume_verdicts(self) -> bool:
+        """Those that are due; False if a stop comes first."""
         while self._due and self._due[0][0] <= self._tick:
-            _, (prompt, completion, waiting) = self._due.popleft()
-            verdict = verdict_of(self._rooms, waiting, prompt, self._config.stall_s)
+            _, (prompt, completion, waiting) = self._due[0]
+            verdict = verdict_of(self._rooms, waiting, prompt, self._config.stall_s, self._may_stop)
+            if verdict is None:
+                return False
+            self._due.popleft()
             self._rooms.backlog.judged(completion, verdict)
+        return True
 
     def _skip(self) -> None:
         """Nothing to decode: to the tick before the next event."""

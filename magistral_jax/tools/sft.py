@@ -122,7 +122,7 @@ class Teaching:
             return self._play(saved)
 
     def _play(self, saved: Meta | None) -> int:
-        trainer = self._trainer(saved)
+        trainer, saved = self._trainer(saved)
         begun = saved.step if saved else 0
         notes: dict[str, Any] = dict(saved.notes) if saved else {"evaluations": []}
         if saved is None:
@@ -150,7 +150,7 @@ class Teaching:
         self._finish(notes)
         return 0
 
-    def _trainer(self, saved: Meta | None) -> Trainer:
+    def _trainer(self, saved: Meta | None) -> tuple[Trainer, Meta | None]:
         self.console.phase("loading the policy")
         config, run = self.config, self.run
         optimizer = make_optimizer(config.trainer, rate=rate_of(config, len(self.lessons)))
@@ -159,11 +159,21 @@ class Teaching:
             config, run.arch, run.trainer_mesh, params, optimizer, loss=likelihood_loss
         )
         trainer.on_progress = self.checkpoints.on_progress = partial(run.ledger.beat, TRAINER)
-        if saved is not None:
-            self.console.phase(f"resuming from step {saved.step}")
-            with run.ledger.doing(TRAINER, "start", f"reading the checkpoint of {saved.step}"):
-                trainer.state = self.checkpoints.restore(saved, "state", trainer.state)
-        return trainer
+        if saved is None:
+            return trainer, None
+
+        def read(meta: Meta) -> tuple[Meta, TrainState]:
+            self.console.phase(f"resuming from step {meta.step}")
+            with run.ledger.doing(TRAINER, "start", f"reading the checkpoint of step {meta.step}"):
+                return meta, self.checkpoints.restore(meta, "state", trainer.state)
+
+        found = self.checkpoints.newest(read, of=saved)
+        if found is None:
+            raise UserError(
+                f"--resume: {self.checkpoints.folder} holds no checkpoint that is whole."
+            )
+        saved, trainer.state = found
+        return trainer, saved
 
     def _learn(self, trainer: Trainer, step: int) -> dict[str, float]:
         lessons = self.lessons[step - 1]
