@@ -83,11 +83,11 @@ MANY_COMPILATIONS = """
 import jax, magistral_jax.build
 
 def twice(x):
-    time.sleep(0.4)  # tracing is a part of it
+    time.sleep(0.6)  # tracing is a part of it
     return x * 2
 
-with watch():
-    for size in range(1, 5):
+with watch(stall_s=1.5):
+    for size in range(1, 6):
         jax.jit(twice)(jax.numpy.ones(size))
 print("well")
 """
