@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from magistral_jax.arrays import Batch
-from magistral_jax.trainer.trainer import StepStats, Trainer
+from magistral_jax.trainer.trainer import Trainer
 from magistral_jax.types import Completion, GivenUp
 
 FILE = "skipped_updates.jsonl"
@@ -63,15 +63,13 @@ def train_batch(
     to `skipped_updates.jsonl` in `folder`. Raises `GivenUp`, if the trainer's `on_progress` does,
     with all steps that are made by then.
     """
-    steps: list[StepStats] = []
+    steps = trainer.step(batch)
+    made = [*batch.made, *(stats.made() for stats in steps)]
+    skipped = [number for number, values in enumerate(made) if values is None]
     try:
-        for minibatch in batch.minibatches[len(batch.made) :]:
-            steps.append(trainer.minibatch_step(minibatch))
-        made = [*batch.made, *map(_values, steps)]
-        skipped = [number for number, values in enumerate(made) if values is None]
         blamed = [trainer.culprits(batch.minibatches[number]) for number in skipped]
     except GivenUp:
-        raise GivenUp([*batch.made, *map(_values, steps)]) from None
+        raise GivenUp(made) from None
     if skipped and folder is not None:
         _write_down(batch, [name for names in blamed for name in names], folder / FILE)
     for names in blamed:
@@ -84,10 +82,6 @@ def train_batch(
         if name in averages and is_out(averages[name]):
             tell("alarm", f"update {batch.version + 1}: {text.format(averages[name])} ({name})")
     return {**averages, "update/skipped": float(len(skipped))}
-
-
-def _values(stats: StepStats) -> dict[str, float] | None:
-    return stats.values() if bool(stats.is_finite) else None
 
 
 def _write_down(batch: Batch, names: list[tuple[int, int]], path: Path) -> None:

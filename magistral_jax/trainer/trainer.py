@@ -25,6 +25,7 @@ from magistral_jax.model.sharding import kernels_of, row_spec
 from magistral_jax.model.transformer import LONG_ROW
 from magistral_jax.trainer.loss import LossStats, Objective, policy_loss
 from magistral_jax.trainer.optimizer import make_optimizer
+from magistral_jax.types import GivenUp, Made
 
 LossFn = Callable[[Scores, Microbatch], tuple[Float[Array, ""], LossStats]]
 
@@ -59,6 +60,10 @@ class StepStats(NamedTuple):
             "policy/kl": float(s.kl),
             "policy/ess": float(s.ratio**2 / max(s.tokens * s.ratio_squared, 1e-30)),
         }
+
+    def made(self) -> Made:
+        """The numbers again, or None where the step changed nothing."""
+        return self.values() if bool(self.is_finite) else None
 
 
 class Trainer:
@@ -149,8 +154,17 @@ class Trainer:
         return self.state.params
 
     def step(self, batch: Batch) -> list[StepStats]:
-        """One optimizer step per minibatch of the batch."""
-        return [self.minibatch_step(minibatch) for minibatch in batch.minibatches]
+        """One optimizer step per minibatch of the batch, but for those `made` before.
+
+        Raises `GivenUp`, if `on_progress` does, with all that are made by then.
+        """
+        steps: list[StepStats] = []
+        try:
+            for minibatch in batch.minibatches[len(batch.made) :]:
+                steps.append(self.minibatch_step(minibatch))
+        except GivenUp:
+            raise GivenUp([*batch.made, *(stats.made() for stats in steps)]) from None
+        return steps
 
     def minibatch_step(self, minibatch: Minibatch) -> StepStats:
         """Add up the microbatches' gradients, then update. Returns without waiting for the last
