@@ -17,7 +17,6 @@ import math
 import os
 import shutil
 import sys
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -296,8 +295,6 @@ class Checkpoints:
                 self._tell(f"{folder} could not be deleted ({failure}); the next save tries again")
 
     def _cannot_save(self, step: int, folder: Path, failure: Exception) -> CannotSave:
-        # Writers that orbax leaves behind unstarted would each add a line, some at exit.
-        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         shutil.rmtree(folder, ignore_errors=True)
         earlier = self._sealed()
         there = "there is none before it"

@@ -312,6 +312,7 @@ def test_every_flipped_bit_is_found_and_the_checkpoint_before_it_used(checkpoint
     assert_equal(checkpoints.restore(found, "state", make_state(seed=3)), make_state(seed=2))
 
 
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 def test_a_flipped_bit_in_arrays_too_large_to_digest_is_found_when_they_are_read(
     checkpoints, monkeypatch
 ):
@@ -338,6 +339,7 @@ def test_a_flipped_bit_in_arrays_too_large_to_digest_is_found_when_they_are_read
         assert_equal(state, make_state(seed=step))
         np.testing.assert_array_equal(host["t"], np.arange(9000) * step)
         flip(path, bit)
+    gc.collect()  # what orbax left behind speaks now, or in another test
     assert len(told) > 50, "most bits mean something"
     assert all(f"{checkpoints.folder / '1'} is damaged: " in line for line in told)
 
