@@ -12,13 +12,12 @@ has the size of such files and a digest of every other. Whatever is found to be 
 before is used.
 """
 
+import io
 import json
 import math
 import os
 import shutil
 import sys
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -33,8 +32,8 @@ from orbax.checkpoint import v1 as ocp
 
 from magistral_jax.config import RunConfig
 from magistral_jax.damage import Damaged, only_one_failure, what_is_damage
-from magistral_jax.fingerprint import by_path, digests, fingerprints, lanes, named, shapes
-from magistral_jax.seal import ARRAYS, SEAL, fault
+from magistral_jax.fingerprint import by_path, fingerprints, lanes, named, shapes
+from magistral_jax.seal import ARRAYS, SEAL, digest, fault
 from magistral_jax.seal import seal as _seal
 from magistral_jax.types import Stalled, UserError
 
@@ -42,7 +41,7 @@ from magistral_jax.types import Stalled, UserError
 # before, and keep it from ending.
 _ASYNC = ocp.options.AsyncOptions(create_directories_asynchronously=False)
 
-_META = "meta.json"
+_META, _FILE = "meta.json", "npz"
 PIECE_BYTES = 1 << 30
 """Arrays are read in pieces of about this size, or one by one where they are larger."""
 _LOOK_S = 0.2
@@ -168,10 +167,12 @@ class Checkpoints:
             try:
                 with only_one_failure():
                     copied.result()
-                    for name, arrays in host.items():
-                        np.savez(folder / f"{name}.npz", **arrays)
                     text["fingerprints"] = {name: named(item) for name, item in sums.items()}
-                    text["fingerprints"] |= {name: digests(item) for name, item in host.items()}
+                    for name, arrays in host.items():
+                        data = io.BytesIO()
+                        np.savez(data, **arrays)
+                        text["fingerprints"][name] = {_FILE: digest(data.getvalue())}
+                        (folder / f"{name}.npz").write_bytes(data.getbuffer())
                     (folder / _META).write_text(json.dumps(text), encoding="utf-8")
                     _seal(folder)
             except Exception as failure:
@@ -225,14 +226,10 @@ class Checkpoints:
 
     def restore_host(self, meta: Meta, name: str) -> dict[str, np.ndarray]:
         """An item of numpy's arrays by name; raises `Damaged` as `restore` does."""
-        path = self.folder / str(meta.number) / f"{name}.npz"
-        try:
-            with np.load(path) as file:
-                found = dict(file)
-        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as fault:
-            raise Damaged(f"{name} cannot be read ({fault})") from fault
-        self._check(meta, name, digests(found), whole=True)
-        return found
+        data = (self.folder / str(meta.number) / f"{name}.npz").read_bytes()
+        self._check(meta, name, {_FILE: digest(data)})
+        with np.load(io.BytesIO(data)) as file:
+            return dict(file)
 
     def _read(self, meta: Meta, name: str, like: Any) -> Any:
         """The arrays of a tree that may be a part of what was saved, piece by piece: what differs
@@ -249,10 +246,9 @@ class Checkpoints:
             self.on_progress()
         return jax.tree.unflatten(jax.tree.structure(like), [found[path] for path in places])
 
-    def _check(self, meta: Meta, name: str, found: dict[str, str], *, whole: bool = False) -> None:
+    def _check(self, meta: Meta, name: str, found: dict[str, str]) -> None:
         saved = self._text(meta.number)["fingerprints"][name]
-        paths = saved.keys() | found if whole else found
-        changed = sorted(path for path in paths if saved.get(path) != found.get(path))
+        changed = sorted(path for path, value in found.items() if saved.get(path) != value)
         if changed:
             raise Damaged(
                 f"{name}/{changed[0]} and {len(changed) - 1} more arrays differ from what was saved"

@@ -9,8 +9,6 @@ of one word changes the sum, and two lanes with different hashes make up the che
 not depend on its order, hence not on how the array is split over devices.
 """
 
-import hashlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -67,17 +65,6 @@ def shapes(tree: Any) -> dict[str, str]:
         path: f"{np.dtype(x.dtype).name}[{','.join(map(str, x.shape))}]"
         for path, x in by_path(tree)
     }
-
-
-def digests(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """The same for numpy's arrays by name, whose bytes, type and shape make up the checksum."""
-
-    def one(array: np.ndarray) -> str:
-        digest = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=8)
-        digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
-        return digest.hexdigest()
-
-    return {name: one(array) for name, array in arrays.items()}
 
 
 def by_path(tree: Any) -> list[tuple[str, Any]]:

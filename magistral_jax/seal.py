@@ -20,7 +20,7 @@ def seal(folder: Path) -> None:
     text = json.dumps(_digests(folder), sort_keys=True)
     draft = folder / f"{SEAL}.new"
     with draft.open("w", encoding="ascii") as file:
-        file.write(f"{_digest(text.encode())}\n{text}")
+        file.write(f"{digest(text.encode())}\n{text}")
         file.flush()
         os.fsync(file.fileno())
     draft.replace(folder / SEAL)
@@ -32,7 +32,7 @@ def fault(folder: Path) -> str:
         head, _, text = (folder / SEAL).read_bytes().partition(b"\n")
     except FileNotFoundError:
         return "was not finished when its process ended"
-    if head.decode("ascii", "replace") != _digest(text):
+    if head.decode("ascii", "replace") != digest(text):
         return "is damaged: its seal is"
     sealed, found = json.loads(text), _digests(folder)
     changed = sorted(n for n in sealed.keys() | found if sealed.get(n) != found.get(n))
@@ -55,5 +55,6 @@ def _file_digest(folder: Path, path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """32 hexadecimal digits."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -340,7 +340,7 @@ def test_a_flipped_bit_in_arrays_too_large_to_digest_is_found_when_they_are_read
         np.testing.assert_array_equal(host["t"], np.arange(9000) * step)
         flip(path, bit)
     gc.collect()  # what orbax left behind speaks now, or in another test
-    assert len(told) > 50, "most bits mean something"
+    assert len(told) >= 55, "most bits mean something"
     assert all(f"{checkpoints.folder / '1'} is damaged: " in line for line in told)
 
 
