@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from magistral_jax.types import Group
+from magistral_jax.types import Group, Made
 
 
 @jax.tree_util.register_dataclass
@@ -56,6 +56,8 @@ class Batch:
     minibatches: tuple[Minibatch, ...]
     version: int
     """Weight version of the trainer that this batch will update."""
+    made: tuple[Made, ...] = ()
+    """The first minibatches' steps, where they were made before a stop."""
 
     @property
     def lag_max(self) -> int:

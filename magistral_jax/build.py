@@ -131,28 +131,32 @@ class Run(Asking):
         if self._file is None:
             with jax.set_mesh(self.trainer_mesh):
                 return initialise(self.arch, self.key(INITIAL), onto)
-        return read_params(self._file, self.arch, onto)
+        return read_params(self._file, self.arch, onto, on_piece=self.ledger.beat)
 
-    def saved_params(self, folder: Path, named: str) -> tuple[Params, Meta]:
-        """The weights that a run folder offers: the best of an SFT run, else the newest."""
-        found = [
-            (checkpoints, meta)
-            for name in ("best", "checkpoints")
-            if (meta := (checkpoints := Checkpoints(folder / name, keep=1)).latest()) is not None
-        ]
-        if not found:
-            raise UserError(f"{named}: {folder / 'checkpoints'} holds no checkpoint.")
-        checkpoints, meta = found[0]
-        # Another file of problems, or another seed, may be put to the same network.
-        wanted = self.identity()
-        network = {name: value for name, value in wanted.items() if name.startswith("model ")}
-        check_identity(meta.identity, network, folder)
-        like = map_specs(
+    def abstract_params(self) -> Params:
+        """The shapes of such weights, with their places on the trainer's devices."""
+        return map_specs(
             lambda spec, sharding: jax.ShapeDtypeStruct(spec.shape, "float32", sharding=sharding),
             abstract(self.arch),
             shardings(self.arch, self.trainer_mesh, TRAINER_RULES),
         )
-        return checkpoints.restore_params(meta, like), meta
+
+    def saved_params(self, folder: Path, named: str) -> tuple[Params, Meta]:
+        """The weights that a run folder offers: the best of an SFT run, else the newest."""
+        # Another file of problems, or another seed, may be put to the same network.
+        wanted = self.identity()
+        network = {name: value for name, value in wanted.items() if name.startswith("model ")}
+        for name in ("best", "checkpoints"):
+            checkpoints = Checkpoints(folder / name, keep=1)
+            checkpoints.on_progress = partial(self.ledger.beat, TRAINER)
+
+            def read(meta: Meta, checkpoints: Checkpoints = checkpoints) -> tuple[Params, Meta]:
+                check_identity(meta.identity, network, folder)
+                return checkpoints.restore_params(meta, self.abstract_params()), meta
+
+            if (found := checkpoints.newest(read)) is not None:
+                return found
+        raise UserError(f"{named}: {folder / 'checkpoints'} holds no checkpoint.")
 
     def warmed_up(self, params: Params, on_step: Callable[[int, float], None]) -> Params:
         """The weights after the supervised warm-up, if the config asks for one."""
@@ -166,6 +170,7 @@ class Run(Asking):
             self._warmup_prompts(),
             self.tokenizer,
             on_step=on_step,
+            on_progress=partial(self.ledger.beat, TRAINER),
         )
 
     def key(self, stream: int) -> Any:
@@ -364,10 +369,13 @@ class Run(Asking):
                 "deterministic: this run was saved without the cache of its sequences in flight "
                 '(checkpoint.kv = "refill"), so what follows would differ. Resume without it.'
             )
-        generator.warm_up(
-            self.config.prefill_tokens,
-            tell=lambda done, total: self.tell(f"compiling the generator, {done}/{total}"),
-        )
+
+        def tell(done: int, total: int) -> None:
+            self.ledger.beat(GENERATOR)
+            self.tell(f"compiling the generator, {done}/{total}")
+
+        with self.ledger.doing(GENERATOR, "start", "compiling the generator"):
+            generator.warm_up(self.config.prefill_tokens, tell=tell)
         generator.restore(frontier.in_flight)
         for name, value in frontier.counters.items():
             self.tally.add(name, value)

@@ -48,14 +48,26 @@ def evaluate(
     samples: int,
     timeout_s: float,
     on_step: Callable[[int], None] | None = None,
+    on_verdict: Callable[[], None] | None = None,
 ) -> tuple[Evaluation, list[tuple[tuple[Completion, ...], tuple[Verdict, ...]]]]:
-    """Answer each prompt `samples` times; the measurement, and what it was made from."""
+    """Answer each prompt `samples` times; the measurement, and what it was made from.
+
+    `on_step(completions done)` is called after each decode step, `on_verdict()` after each verdict
+    that was waited for.
+    """
     answered = generator.generate(prompts, count=samples, on_step=on_step)
     waiting = [
         [judge(prompt, completion) for completion in completions]
         for prompt, completions in zip(prompts, answered, strict=True)
     ]
-    judged = [tuple(v.result(timeout=timeout_s) for v in verdicts) for verdicts in waiting]
+
+    def judgement(verdict: Future[Verdict]) -> Verdict:
+        found = verdict.result(timeout=timeout_s)
+        if on_verdict is not None:
+            on_verdict()
+        return found
+
+    judged = [tuple(map(judgement, verdicts)) for verdicts in waiting]
     return summarise(answered, judged), list(zip(answered, judged, strict=True))
 
 

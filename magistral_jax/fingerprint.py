@@ -51,7 +51,7 @@ def _mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
 
 def named(sums: Any) -> dict[str, str]:
     """What `lanes` gave, as path of each array -> its checksum, 16 hexadecimal digits."""
-    return {path: "".join(f"{n:08x}" for n in x) for path, x in _by_path(jax.device_get(sums))}
+    return {path: "".join(f"{n:08x}" for n in x) for path, x in by_path(jax.device_get(sums))}
 
 
 def fingerprints(tree: Any) -> dict[str, str]:
@@ -63,10 +63,11 @@ def shapes(tree: Any) -> dict[str, str]:
     """Path of each array of a tree -> its type, as "float32[3,4]"."""
     return {
         path: f"{np.dtype(x.dtype).name}[{','.join(map(str, x.shape))}]"
-        for path, x in _by_path(tree)
+        for path, x in by_path(tree)
     }
 
 
-def _by_path(tree: Any) -> list[tuple[str, Any]]:
+def by_path(tree: Any) -> list[tuple[str, Any]]:
+    """(path, array) of every array of a tree, as "params/layers/wq"."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves]

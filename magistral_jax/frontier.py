@@ -37,6 +37,7 @@ def packed(frontier: Frontier) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             "next": queue.next,
             "entries": [sheet.entry(entry) for entry in queue.entries],
             "judged": [sheet.entry(group) for group in queue.judged],
+            "made": [None if made is None else dict(made) for made in queue.made],
             "dropped_in_a_row": dict(queue.dropped_in_a_row),
             "strikes": dict(queue.strikes),
         },
@@ -52,6 +53,7 @@ def packed(frontier: Frontier) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "counters": dict(frontier.counters),
         "accounts": dict(frontier.accounts),
         "tick": frontier.tick,
+        "update_at": frontier.update_at,
         "due": [list(due) for due in frontier.due],
     }
     return text, sheet.arrays()
@@ -69,6 +71,7 @@ def unpacked(
             next=queue["next"],
             entries=tuple(read.entry(entry) for entry in queue["entries"]),
             judged=tuple(g for e in queue["judged"] if isinstance(g := read.entry(e), Group)),
+            made=tuple(queue["made"]),
             dropped_in_a_row=queue["dropped_in_a_row"],
             strikes=queue["strikes"],
         ),
@@ -83,6 +86,7 @@ def unpacked(
         counters=text["counters"],
         accounts=text["accounts"],
         tick=text["tick"],
+        update_at=text["update_at"],
         due=tuple((tick, group, index) for tick, group, index in text["due"]),
     )
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
+from weakref import WeakSet
 
 GENERATOR, TRAINER = "generator", "trainer"
 
@@ -43,7 +44,8 @@ BINS: dict[str, str] = {
 
 DECODE = "decode"
 _ONE_WAIT_S = 0.05
-_COMPILATION = ("/jax/core/compile/backend_compile_duration", "/jax/core/compile/jaxpr_to_mlir")
+_PIECE = "/jax/core/compile/"
+_COMPILATION = (f"{_PIECE}backend_compile_duration", f"{_PIECE}jaxpr_to_mlir")
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Ledger:
         self._tokens = {"sampled": 0.0, **dict.fromkeys(FATES, 0.0)}
         self._listener: Callable[[float], None] = lambda sampled: None
         self._moved = now
+        _ledgers.add(self)
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from what `saved` gave; what has been counted here is added to it."""
@@ -150,12 +153,13 @@ class Ledger:
                 if not _is_wait(bin):
                     self._moved = now
 
-    def beat(self, owner: str) -> None:
-        """What the owner is doing is long, and it has come further."""
+    def beat(self, owner: str = "") -> None:
+        """What the owner is doing is long, and it has come further. Without an owner, somebody
+        who does nothing that the ledger knows of has."""
         now = monotonic()
         with self._lock:
             self._moved = now
-            for doing in self._parties[owner].stack[-1:]:
+            for doing in self._parties[owner].stack[-1:] if owner else []:
                 doing.since = now
 
     def move(self, owner: str, source: str, target: str, seconds: float) -> None:
@@ -259,6 +263,7 @@ class _Here(threading.local):
 
 
 _here = _Here()
+_ledgers: WeakSet[Ledger] = WeakSet()
 
 
 def _is_wait(bin: str) -> bool:
@@ -267,10 +272,19 @@ def _is_wait(bin: str) -> bool:
 
 def on_compilation(event: str, duration_secs: float, **kwargs: str | int) -> None:
     """A listener for `jax.monitoring`: jax compiles on the thread that calls, so that the seconds
-    are of whatever that thread is doing."""
-    if event.startswith(_COMPILATION) and _here.parties:
+    are of whatever that thread is doing.
+
+    Each piece that is done is progress: of many programs in a row only one that hangs is a stall.
+    """
+    if not event.startswith(_PIECE):
+        return
+    for ledger in list(_ledgers):
+        ledger.beat()
+    if _here.parties:
         ledger, owner = _here.parties[-1]
-        ledger.compiled(owner, duration_secs)
+        ledger.beat(owner)
+        if event.startswith(_COMPILATION):
+            ledger.compiled(owner, duration_secs)
 
 
 def shares_of(meshes: Mapping[str, Any]) -> dict[str, float]:

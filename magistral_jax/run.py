@@ -1,6 +1,7 @@
 """One run from its config to its summary: what is checked and made before its session plays."""
 
 from collections.abc import Iterable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from time import monotonic
 
@@ -10,6 +11,7 @@ from magistral_jax.build import Run
 from magistral_jax.checkpoint import Checkpoints, check_identity
 from magistral_jax.config import RunConfig
 from magistral_jax.console import Console
+from magistral_jax.lock import locked
 from magistral_jax.metrics import RunRecord
 from magistral_jax.recipes.stages import Stages
 from magistral_jax.session import Session
@@ -22,26 +24,29 @@ SHOWN_ROWS = 5
 def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
     """Run to the end, or to a stop signal; returns the exit code."""
     began = monotonic()
-    checkpoints = Checkpoints(
-        folder / "checkpoints", keep=config.checkpoint.keep, stall_s=config.stall_s
-    )
-    saved = checkpoints.latest() if resume else None
-    if resume and saved is None and not (folder / "config.toml").is_file():
+    if resume and not any((folder / name).exists() for name in ("config.toml", "checkpoints")):
         raise UserError(
             f"--resume: {folder} holds no run. Leave --resume out, or name its --run-dir."
         )
-    stages = Stages(config, saved.notes.get("stages") if saved else None)
-    run = Run(stages.config)
-    if saved is not None:
-        check_identity(saved.identity, run.identity(), folder)
-    try:
-        run.check_weights()
+    with ExitStack() as ours:
+        if resume:
+            ours.enter_context(locked(folder))
+        checkpoints = Checkpoints(
+            folder / "checkpoints", keep=config.checkpoint.keep, stall_s=config.stall_s
+        )
+        saved = checkpoints.latest() if resume else None
+        stages = Stages(config, saved.notes.get("stages") if saved else None)
+        run = ours.enter_context(closing(Run(stages.config)))
+        if saved is not None:
+            check_identity(saved.identity, run.identity(), folder)
+        else:
+            run.check_weights()
         check_data(run)
+        if not resume:  # a mistake found before leaves no folder behind
+            ours.enter_context(locked(folder))
         step = saved.step if saved else 0
-        with (
-            RunRecord(folder, config.metrics.tensorboard, step if resume else None) as record,
-            Console(config.trainer.steps) as console,
-        ):
+        record = RunRecord(folder, config.metrics.tensorboard, step if resume else None)
+        with record, Console(config.trainer.steps) as console:
             (folder / "config.toml").write_text(dump(config), encoding="utf-8")
             if run.sandbox:
                 console.phase(run.sandbox)
@@ -52,8 +57,6 @@ def train(config: RunConfig, folder: Path, *, resume: bool) -> int:
                 return session.play(saved, resume=resume)
             finally:
                 session.run.close()
-    finally:
-        run.close()
 
 
 def tell_bad_rows(faults: Iterable[str], folder: Path, console: Console) -> None:

@@ -10,23 +10,26 @@ from time import monotonic
 from typing import Any
 
 from magistral_jax.build import Run
-from magistral_jax.checkpoint import Checkpoints, Damaged, Meta
+from magistral_jax.checkpoint import Checkpoints, Meta
 from magistral_jax.config import RunConfig
 from magistral_jax.console import Console, table
-from magistral_jax.evaluate import Evaluation, compared, evaluate
+from magistral_jax.evaluate import Evaluation, compared
 from magistral_jax.frontier import packed, unpacked
-from magistral_jax.ledger import GENERATOR, TRAINER, Activity, ledger_rows
+from magistral_jax.ledger import TRAINER, Activity, ledger_rows
 from magistral_jax.loops.asynchronous import run_async
 from magistral_jax.loops.clockwork import Clockwork
 from magistral_jax.loops.moves import Generation
 from magistral_jax.loops.sync import run_sync
+from magistral_jax.measuring import evaluation_of, in_words
 from magistral_jax.metrics import GLOSSARY, RunRecord
 from magistral_jax.pulse import begin_pulse
 from magistral_jax.recipes.stages import NEXT_STAGE, Stages
+from magistral_jax.resume import Restored, restored
 from magistral_jax.tally import rates
 from magistral_jax.trainer.trainer import Trainer
 from magistral_jax.types import (
     Frontier,
+    GivenUp,
     Group,
     InFlight,
     RunFailed,
@@ -59,12 +62,14 @@ class Session:
     began: float
     stop: Stop = field(default_factory=Stop)
     counts: dict[str, float] = field(default_factory=dict)
+    restored: Restored | None = None
     lock: Lock = field(default_factory=Lock)
 
     def play(self, saved: Meta | None, *, resume: bool) -> int:
         """From the beginning or a checkpoint to the end, or to a stop."""
         self.run.on_failure, self.run.tell = self._on_failure, self.console.phase
         self.run.folder = self.folder
+        self.checkpoints.on_progress = self._on_progress
         self.run.wanted = self.stages.wanted
         self.counts = {**NOTHING_COUNTED, "failures/rows": float(len(self.run.bad_rows))}
         self.pulse = begin_pulse(
@@ -102,8 +107,8 @@ class Session:
                 raise RunFailed(f"{failure} (in full: {report}); go on with --resume") from failure
 
     def _play(self, saved: Meta | None) -> int:
-        trainer, meta = self._from_checkpoint(saved) if saved else self._from_scratch()
-        snapshot = self.run.published(trainer.params, meta.step)
+        trainer, snapshot, meta = self._from_checkpoint(saved) if saved else self._from_scratch()
+        trainer.on_progress = self._on_microbatch
         self.trainer, self.meta, self.step = trainer, meta, meta.step
         if saved is None:
             before = self._evaluate(snapshot, "before")
@@ -117,7 +122,7 @@ class Session:
             self._finish(setup_s)
         return code
 
-    def _from_scratch(self) -> tuple[Trainer, Meta]:
+    def _from_scratch(self) -> tuple[Trainer, Snapshot, Meta]:
         self.console.phase("loading the policy")
         params = self.run.initial_params()
         if self.config.warmup.steps:
@@ -126,7 +131,8 @@ class Session:
                 params = self.run.warmed_up(params, self._on_warmup)
             self.run.ledger.phase("start")
         trainer = self.run.trainer(params)
-        return trainer, Meta(step=0, identity=self.run.identity(), notes={})
+        meta = Meta(step=0, identity=self.run.identity(), notes={})
+        return trainer, self.run.published(trainer.params, 0), meta
 
     def _on_warmup(self, step: int, loss: float) -> None:
         self.run.ledger.beat(TRAINER)
@@ -137,23 +143,33 @@ class Session:
         if self.stop:
             raise Stopped
 
-    def _from_checkpoint(self, saved: Meta) -> tuple[Trainer, Meta]:
+    def _on_progress(self) -> None:
+        """A piece of an update, or of a checkpoint, is done."""
+        self.run.ledger.beat(TRAINER)
+
+    def _on_microbatch(self) -> None:
+        """The update under way comes forward; a stop ends it here, and it is made again."""
+        self._on_progress()
+        if self.stop:
+            raise GivenUp
+
+    def _from_checkpoint(self, saved: Meta) -> tuple[Trainer, Snapshot, Meta]:
         """The newest checkpoint that is what was saved."""
-        self.console.phase(f"resuming from step {saved.step}")
-        trainer = self.run.trainer(self.run.initial_params())
-        found: Meta | None = saved
-        while found is not None:
-            try:
-                trainer.state = self.checkpoints.restore(found, "state", trainer.state)
-                self.arrays = self.checkpoints.restore_host(found, "host")
-            except Damaged as damage:
-                self.checkpoints.pass_over(found, f"is damaged: {damage}")
-                found = self.checkpoints.latest()
-                continue
-            self.record.go_back(found.step)
-            self._go_to_stage(found)
-            return trainer, found
-        raise UserError(f"--resume: {self.checkpoints.folder} holds no checkpoint that is whole.")
+        trainer = self.run.trainer(self.run.abstract_params())
+
+        def read(meta: Meta) -> Restored:
+            self.console.phase(f"resuming from step {meta.step}")
+            self._go_to_stage(meta)
+            return restored(self.run, self.checkpoints, meta, trainer.state)
+
+        found = self.checkpoints.newest(read, of=saved)
+        if found is None:
+            raise UserError(
+                f"--resume: {self.checkpoints.folder} holds no checkpoint that is whole."
+            )
+        trainer.state, self.restored = found.state, found
+        self.record.go_back(found.meta.step)
+        return trainer, found.snapshot, found.meta
 
     def _go_to_stage(self, found: Meta) -> None:
         """The stage of the checkpoint that is used, which may be an older one than the newest."""
@@ -169,18 +185,11 @@ class Session:
         """Where the loop goes on; with the cache of what is in flight if it was saved and fits."""
         if not self.meta.frontier:
             return Frontier()
-        found = unpacked(self.meta.frontier, self.arrays, self.run.stream().prompt_at)
+        assert self.restored is not None
+        arrays, cache = self.restored.arrays, self.restored.cache
+        self.restored = None  # the weights would be held by it
+        found = unpacked(self.meta.frontier, arrays, self.run.stream().prompt_at)
         self.run.tally.lengths.restore(found.accounts["lengths"])
-        if not self.checkpoints.has(self.meta, "decode"):
-            return found
-        like = self.run.main_engine.init_decode_state()
-        try:
-            cache = self.checkpoints.restore(self.meta, "decode", like)
-        except (ValueError, Damaged) as fault:
-            if self.config.deterministic:
-                raise
-            self._on_failure("checkpoint", f"the saved cache is not used: {fault}")
-            return found
         return replace(found, in_flight=replace(found.in_flight, cache=cache))
 
     def _reinforce(self, snapshot: Snapshot) -> int:
@@ -214,13 +223,13 @@ class Session:
         self.step_began, self.checkpoint_s = monotonic(), 0.0
         if config.deterministic and config.mode == "async":
             clockwork = Clockwork(config, rooms, frontier)
-            self.stop.listen(clockwork.stop)
-            clockwork.run(start=self.step)
+            with self.stop.told_to(clockwork.stop):
+                clockwork.run(start=self.step)
             picture = clockwork.picture
         else:
-            self.stop.listen(rooms.backlog.stop)
             loop = run_async if config.mode == "async" else run_sync
-            loop(config, rooms, start=self.step)
+            with self.stop.told_to(rooms.backlog.stop):
+                loop(config, rooms, start=self.step)
             picture = partial(Generation(config, rooms).picture, frontier=True)
         if self.step >= config.trainer.steps:
             self._settle()
@@ -229,7 +238,7 @@ class Session:
         assert at_stop is not None
         if self.stages.leaving and rooms.backlog.is_drained:
             return self._next_stage(at_stop)
-        self._save(at_stop)
+        self._save(at_stop, rooms.generator.snapshot)
         self._settle()
         self.console.phase(
             f"stopped by {self.stop.reason} after step {self.step}; go on with --resume"
@@ -313,7 +322,7 @@ class Session:
         self._count(f"failures/{kind}", 1)
         self.console.note(message)
 
-    def _save(self, frontier: Frontier) -> None:
+    def _save(self, frontier: Frontier, snapshot: Snapshot | None = None) -> None:
         began = monotonic()
         text, arrays = packed(frontier)
         with self.lock:  # a failure may be counted from any thread
@@ -322,6 +331,9 @@ class Session:
         items = {"state": self.trainer.state, "host": arrays}
         if frontier.in_flight.cache is not None:
             items["decode"] = frontier.in_flight.cache
+        if frontier.queue.made and snapshot is not None:
+            # The trainer's weights are none that the generator ever had.
+            items["snapshot"] = snapshot.params
         self.pulse.write(saving=1)
         with self.run.ledger.doing(TRAINER, "checkpoint", f"the checkpoint of step {self.step}"):
             self.checkpoints.save(meta, items)
@@ -333,35 +345,18 @@ class Session:
             self.checkpoints.settle()
 
     def _evaluate(self, snapshot: Snapshot, when: str) -> Evaluation | None:
-        e, ledger = self.config.eval, self.run.ledger
-        if e.problems == 0:
+        if self.config.eval.problems == 0:
             return None
-        total = e.problems * e.samples
-
-        def on_step(done: int) -> None:
-            ledger.beat(GENERATOR)
-            self.console.phase(f"measuring {when} RL: {done}/{total}")
-            self._leave_if_stopped()
-
-        ledger.phase("evaluation")
-        with ledger.doing(GENERATOR, "evaluation", "an evaluation"):
-            found, answers = evaluate(
-                self.run.evaluation(snapshot),
-                self.run.judge,
-                self.run.heldout(e.problems),
-                samples=e.samples,
-                timeout_s=self.config.stall_s,
-                on_step=on_step,
-            )
-        tokens = sum(len(c.tokens) for completions, _ in answers for c in completions)
-        ledger.sampled(tokens)
-        ledger.fate("evaluation", tokens)
-        ledger.phase("start")
-        low, high = found.accuracy_ci95
-        self.console.phase(
-            f"{when} RL: accuracy {found.accuracy:.1%} [{low:.1%}, {high:.1%}], "
-            f"format {found.format:.1%}, length {found.length:.1f}"
+        self.run.ledger.phase("evaluation")
+        found = evaluation_of(
+            self.run,
+            snapshot,
+            name=f"measuring {when} RL",
+            tell=self.console.phase,
+            on_step=self._leave_if_stopped,
         )
+        self.run.ledger.phase("start")
+        self.console.phase(f"{when} RL: {in_words(found)}")
         return found
 
     def _beat(self) -> None:

@@ -8,7 +8,7 @@ Axes: G completions in a group.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -38,6 +38,19 @@ class RunFailed(RuntimeError):
 
 class Stopped(Exception):
     """A stop was asked for; whoever works alone leaves its work here."""
+
+
+Made = Mapping[str, float] | None
+"""An optimizer step that was made: its metrics, or None where it was skipped."""
+
+
+class GivenUp(Exception):
+    """A stop came in the middle of a weight update, and what was half done is undone."""
+
+    def __init__(self, made: Sequence[Made] = ()) -> None:
+        """The optimizer steps that were `made` stay so; an update may have several."""
+        super().__init__("a stop came in the middle of an update")
+        self.made = tuple(made)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +293,8 @@ class Queue:
     judged: tuple[Group, ...] = ()
     """Judged since the last report, dropped ones included: their rows are yet to be written."""
     dropped_in_a_row: Mapping[str, int] = field(default_factory=dict)
+    made: tuple[Made, ...] = ()
+    """Optimizer steps of the next batch that a run made before it was stopped amid its update."""
     strikes: Mapping[str, int] = field(default_factory=dict)
     """Problem -> how many of its groups came to nothing because its checks, or the generator,
     failed."""
@@ -300,5 +315,7 @@ class Frontier:
     """The goodput ledger's, and the lengths sampled and trained on."""
     tick: int = 0
     """The logical clock of a deterministic run."""
+    update_at: int | None = None
+    """The tick at which the update is applied that a stop came in the middle of."""
     due: tuple[tuple[int, int, int], ...] = ()
     """(tick, group, index) of completions whose verdict is consumed at that tick."""

@@ -38,16 +38,21 @@ class Stop:
     def __bool__(self) -> bool:
         return bool(self.reason)
 
-    def listen(self, listener: Callable[[], None]) -> None:
-        """Call this at the wish, or now if there is one already."""
+    @contextmanager
+    def told_to(self, listener: Callable[[], None]) -> Iterator[None]:
+        """Call this at the wish, or now if there is one already; until the end."""
         self._listeners.append(listener)
-        if self.reason:
-            listener()
+        try:
+            if self.reason:
+                listener()
+            yield
+        finally:
+            self._listeners.remove(listener)
 
     def request(self, reason: str) -> None:
         if not self.reason:
             self.reason, self.since = reason, monotonic()
-            for listener in self._listeners:
+            for listener in list(self._listeners):
                 listener()
 
     @contextmanager

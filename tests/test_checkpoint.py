@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import hashlib
 import logging
 import os
 import random
@@ -20,6 +21,7 @@ import optax
 import pytest
 from jax import P
 from jax.sharding import NamedSharding
+from orbax.checkpoint import v1 as ocp
 
 import magistral_jax
 from magistral_jax.checkpoint import (
@@ -138,6 +140,34 @@ def test_a_state_is_restored_onto_another_mesh(checkpoints):
         assert array.sharding.is_equivalent_to(wanted.sharding, array.ndim)
     assert found.params["embed"].sharding.spec == P("tp", "fsdp")
     assert found.params["embed"].sharding.mesh.shape == {"fsdp": 1, "sp": 1, "tp": 2}
+
+
+def test_no_large_file_of_arrays_is_read_to_seal_it_or_to_find_the_newest(checkpoints, monkeypatch):
+    """What is in them is digested twice: where it was before it is written, and once read."""
+    read, digested = [], []
+    honest_read, honest = ocp.load_checkpointables, hashlib.file_digest
+
+    def file_digest(file, *rest):
+        digested.append((Path(file.name).relative_to(checkpoints.folder), os.stat(file.name)))
+        return honest(file, *rest)
+
+    def load(path, wanted):
+        read.extend(wanted["state"])
+        return honest_read(path, wanted)
+
+    monkeypatch.setattr(hashlib, "file_digest", file_digest)
+    monkeypatch.setattr("magistral_jax.checkpoint.ocp.load_checkpointables", load)
+    rng = np.random.default_rng(0)
+    state = {f"w{n}": jnp.asarray(rng.normal(size=(700, 700)).astype("f4")) for n in range(4)}
+    host = {"tokens": rng.integers(0, 1 << 31, 1 << 19)}
+    checkpoints.save(make_meta(1), {"state": state, "host": host})
+    checkpoints.settle()
+    found = Checkpoints(checkpoints.folder, keep=2).latest()
+    assert sum(stat.st_size for _, stat in digested) < 200_000
+    assert len({name for name, _ in digested}) * 2 == len(digested)
+    assert_equal(checkpoints.restore(found, "state", state), state)
+    assert_equal(checkpoints.restore_host(found, "host"), host)
+    assert sorted(read) == sorted(state)
 
 
 def test_weights_come_without_the_optimizer_that_was_saved_with_them(checkpoints):
@@ -282,6 +312,51 @@ def test_every_flipped_bit_is_found_and_the_checkpoint_before_it_used(checkpoint
     assert_equal(checkpoints.restore(found, "state", make_state(seed=3)), make_state(seed=2))
 
 
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_a_flipped_bit_in_arrays_too_large_to_digest_is_found_when_they_are_read(
+    checkpoints, monkeypatch
+):
+    """A flip in a byte that means nothing may pass: what is read is then what was saved."""
+    monkeypatch.setattr("magistral_jax.seal.SMALL_BYTES", 0)
+    for step in (1, 2):
+        host = {"t": np.arange(9000) * step}
+        checkpoints.save(make_meta(step), {"state": make_state(seed=step), "host": host})
+        checkpoints.settle()
+    files = [p for p in (checkpoints.folder / "1").rglob("*") if p.is_file()]
+    files = [p for p in files if p.parent.name == "d" or p.suffix == ".npz"]
+    assert len(files) >= 2
+    rng, like, told = np.random.default_rng(0), make_state(seed=9), []
+    for n in range(60):
+        path = files[n % len(files)]
+        bit = int(rng.integers(8 * path.stat().st_size))
+        flip(path, bit)
+        now = Checkpoints(checkpoints.folder, keep=2, tell=told.append)
+
+        def read(meta, now=now):
+            return meta.step, now.restore(meta, "state", like), now.restore_host(meta, "host")
+
+        step, state, host = now.newest(read)
+        assert_equal(state, make_state(seed=step))
+        np.testing.assert_array_equal(host["t"], np.arange(9000) * step)
+        flip(path, bit)
+    gc.collect()  # what orbax left behind speaks now, or in another test
+    assert len(told) >= 55, "most bits mean something"
+    assert all(f"{checkpoints.folder / '1'} is damaged: " in line for line in told)
+
+
+@pytest.mark.parametrize("failure", [MemoryError("no room"), OSError(5, "Input/output error")])
+def test_who_cannot_read_now_does_not_call_it_damage(checkpoints, monkeypatch, failure):
+    save(checkpoints, make_meta(1), {"w": jnp.ones(3)})
+
+    def fail(*_):
+        raise failure
+
+    monkeypatch.setattr("magistral_jax.checkpoint.ocp.load_checkpointables", fail)
+    with pytest.raises(type(failure)):
+        checkpoints.newest(lambda meta: checkpoints.restore(meta, "state", {"w": jnp.ones(3)}))
+    assert checkpoints.latest() == make_meta(1)
+
+
 @pytest.mark.parametrize("name", ["seal", "meta.json", "arrays"])
 def test_a_checkpoint_that_lacks_a_part_is_passed_over(tmp_path, name):
     told = []
@@ -418,6 +493,37 @@ def test_who_waits_for_a_writer_that_hangs_says_so(tmp_path, monkeypatch):
     go_on.set()
     checkpoints._writer.join()
     assert checkpoints.saving is None
+
+
+def test_a_save_that_comes_forward_may_take_as_long_as_it_likes(tmp_path, monkeypatch):
+    """Four times stall_s, a piece at a time; and then it hangs."""
+    is_slow, seals = [True], []
+
+    def seal(folder):
+        for piece in range(12):
+            time.sleep(0.2)
+            with (folder / "arrays" / "more").open("ab") as file:
+                file.write(b"x" * piece)
+        seals.append(folder)
+        time.sleep(0 if is_slow else 30)
+
+    monkeypatch.setattr("magistral_jax.checkpoint._seal", seal)
+    beats, checkpoints = [], Checkpoints(tmp_path, keep=2, stall_s=0.6)
+    checkpoints.on_progress = lambda: beats.append(time.monotonic())
+    checkpoints.save(make_meta(7), {"state": {"w": jnp.ones(2)}})
+    longest = 0.0
+    while (saving := checkpoints.saving) is not None:
+        longest = max(longest, saving[1])
+        time.sleep(0.02)
+    checkpoints.settle()
+    assert longest < 0.6 and len(seals) == 1
+    checkpoints.save(make_meta(8), {"state": {"w": jnp.ones(2)}})
+    checkpoints.settle()
+    assert len(beats) >= 3, "who waits for it is taken to stand still"
+    is_slow.clear()
+    checkpoints.save(make_meta(9), {"state": {"w": jnp.ones(2)}})
+    with pytest.raises(Stalled, match="nothing more came to the disk"):
+        checkpoints.settle()
 
 
 KILLED = """

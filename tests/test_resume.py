@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections import Counter
 from concurrent.futures import Future
 from dataclasses import replace
@@ -20,7 +21,7 @@ import pytest
 
 from magistral_jax import run as run_module
 from magistral_jax.build import Run
-from magistral_jax.checkpoint import CannotSave, Checkpoints
+from magistral_jax.checkpoint import CannotSave, Checkpoints, shapes_of
 from magistral_jax.config import (
     BatchConfig,
     CheckpointConfig,
@@ -36,8 +37,9 @@ from magistral_jax.config import (
 )
 from magistral_jax.metrics import RunRecord, untimed
 from magistral_jax.run import train
-from magistral_jax.session import FINISHED
+from magistral_jax.session import FINISHED, Session
 from magistral_jax.tally import PARTS
+from magistral_jax.tools.audit import audit
 from magistral_jax.types import RunFailed, UserError, Verdict
 from magistral_jax.watch import STOPPED
 
@@ -81,6 +83,7 @@ class SharedRun(Run):
                 trainer=trainer,
                 state=jax.tree.map(np.array, trainer.state),
                 places=jax.tree.map(lambda x: x.sharding, trainer.state),
+                shapes=shapes_of(trainer.state),
             )
         engine = self.shared["engine"]
         if config.generator.pages:
@@ -91,9 +94,12 @@ class SharedRun(Run):
         return self.shared["state"].params
 
     def trainer(self, params):
-        assert params is self.shared["state"].params
         trainer = self.shared["trainer"]
-        trainer.state = jax.device_put(self.shared["state"], self.shared["places"])
+        if params is self.shared["state"].params:
+            trainer.state = jax.device_put(self.shared["state"], self.shared["places"])
+        else:
+            assert isinstance(params["embed"], jax.ShapeDtypeStruct), "a resume initialises nothing"
+            trainer.state = self.shared["shapes"]
         return trainer
 
     def judge(self, prompt, completion):
@@ -148,7 +154,7 @@ def saved(folder):
     """The last checkpoint: what it says of itself, and its weights and optimizer as numpy."""
     checkpoints = Checkpoints(folder / "checkpoints", keep=2)
     meta = checkpoints.latest()
-    state = checkpoints.restore(meta, "state", SharedRun.shared["trainer"].state)
+    state = checkpoints.restore(meta, "state", SharedRun.shared["shapes"])
     return meta, jax.tree.map(np.array, state)
 
 
@@ -222,6 +228,78 @@ def test_a_run_stopped_and_resumed_is_the_run_nobody_stopped(
     go_on(shared, monkeypatch)
     assert train(config, tmp_path, resume=True) == FINISHED
     assert_same_run(tmp_path, whole_runs[loop])
+
+
+# Updates of three optimizer steps, each of several microbatches.
+STEPWISE = replace(CONFIG.batch, minibatch=2, row_tokens=24, rows=1)
+AMID = {
+    "sync": replace(CONFIG, batch=STEPWISE),
+    "clock": replace(CLOCK, batch=STEPWISE),
+}
+
+
+@pytest.fixture(scope="module")
+def stepwise_runs(tmp_path_factory):
+    folders = {}
+    for name, config in AMID.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run_module, "Run", SharedRun)
+            assert train(config, folders[name], resume=False) == FINISHED
+    return folders
+
+
+def stop_at_microbatch(at, monkeypatch):
+    """Returns what counts them. The signal reaches the main thread before the update goes on."""
+    calls, honest = [], Session._on_microbatch
+
+    def on_microbatch(self):
+        calls.append(self.step)
+        if len(calls) == at:
+            interrupt()
+            while not self.stop:
+                time.sleep(0.001)
+        honest(self)
+
+    monkeypatch.setattr(Session, "_on_microbatch", on_microbatch)
+    return calls
+
+
+@pytest.mark.parametrize("loop", AMID)
+@pytest.mark.parametrize("at", [1, 5, 9])
+def test_a_stop_amid_an_update_ends_it_there_and_loses_nothing(
+    at, loop, stepwise_runs, shared, monkeypatch, tmp_path
+):
+    with monkeypatch.context() as patch:
+        calls = stop_at_microbatch(at, patch)
+        assert train(AMID[loop], tmp_path, resume=False) == STOPPED
+    assert len(calls) == at, "another microbatch was begun after the stop"
+    meta, _ = saved(tmp_path)
+    assert meta.step == calls[-1]
+    made = meta.frontier["queue"]["made"]
+    assert len(made) == (at - 1) % 3
+    assert all(len(g["verdicts"]) == 2 for g in meta.frontier["queue"]["entries"][:3])
+    assert train(AMID[loop], tmp_path, resume=True) == FINISHED
+    assert_same_run(tmp_path, stepwise_runs[loop])
+
+
+def test_async_a_stop_amid_an_update_trains_the_same_batch_again(shared, monkeypatch, tmp_path):
+    config = replace(AMID["sync"], mode="async", checkpoint=ASYNC.checkpoint)
+    for at, resume in ((2, False), (4, True)):
+        with monkeypatch.context() as patch:
+            stop_at_microbatch(at, patch)
+            assert train(config, tmp_path, resume=resume) == STOPPED
+        meta, _ = saved(tmp_path)
+        next_groups = queue_of(meta)[1][:3]
+        shared.batches.clear()
+        at_once = staticmethod(lambda now: interrupt() if now == meta.step + 1 else None)  # noqa: B023
+        with monkeypatch.context() as patch:
+            patch.setattr(shared, "at_step", at_once)
+            assert train(config, tmp_path, resume=True) == STOPPED
+        assert shared.batches == [(meta.step + 1, next_groups)]
+    assert train(config, tmp_path, resume=True) == FINISHED
+    found = audit(config, tmp_path)
+    assert (found.skipped, found.twice, found.strangers, found.bad_steps) == ((), (), (), ())
 
 
 def test_a_stop_while_sampling_loses_nothing_of_it(whole, shared, monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -76,6 +77,29 @@ A_WAIT_WITH_A_DEADLINE = """
 with watch(), ledger.doing(TRAINER, "wait_batch", "a batch"):
     time.sleep(1.8)
     print("it says itself what it waited for")
+"""
+# Each of them shorter than the deadline, their sum twice as long.
+MANY_COMPILATIONS = """
+import jax, magistral_jax.build
+
+def twice(x):
+    time.sleep(0.6)  # tracing is a part of it
+    return x * 2
+
+with watch(stall_s=1.5):
+    for size in range(1, 6):
+        jax.jit(twice)(jax.numpy.ones(size))
+print("well")
+"""
+A_COMPILATION_THAT_HANGS = """
+import jax, magistral_jax.build
+
+def hang(x):
+    hang_here()
+
+with watch():
+    jax.jit(lambda x: x * 2)(jax.numpy.ones(3))
+    jax.jit(hang)(jax.numpy.ones(3))
 """
 CANNOT_CLOSE = """
 def fail():
@@ -178,6 +202,19 @@ def test_who_is_long_at_one_thing_but_comes_forward_is_left_alone(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "well\n", "")
 
 
+def test_a_start_that_compiles_one_program_after_another_is_no_stall(tmp_path):
+    code = "import magistral_jax.watch as module\nmodule._SLACK_S = 0.0\n" + MANY_COMPILATIONS
+    done, _ = play(code, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "well\n"), done.stderr
+
+
+def test_a_program_whose_compilation_hangs_is_found(tmp_path):
+    code = "import magistral_jax.watch as module\nmodule._SLACK_S = 0.0\n"
+    done, _ = play(code + A_COMPILATION_THAT_HANGS, tmp_path)
+    assert done.returncode == 70, done.stderr
+    assert "nothing has moved for" in done.stderr and "hang_here (<string>:" in done.stderr
+
+
 def test_a_wait_that_has_a_deadline_of_its_own_may_speak_first(tmp_path):
     done, _ = play(A_WAIT_WITH_A_DEADLINE, tmp_path)
     assert (done.returncode, done.stdout) == (0, "it says itself what it waited for\n"), done.stderr
@@ -213,12 +250,30 @@ def test_a_file_left_by_the_run_before_stops_nobody(tmp_path):
 
 def test_a_wish_to_stop_comes_once_and_reaches_who_listens_late():
     stop, heard = Stop(), []
-    stop.listen(lambda: heard.append("early"))
-    assert not stop
-    stop.request("SIGTERM")
-    stop.request("SIGINT")
-    stop.listen(lambda: heard.append("late"))
+    with stop.told_to(lambda: heard.append("over")):
+        pass
+    with stop.told_to(lambda: heard.append("early")):
+        assert not stop
+        stop.request("SIGTERM")
+        stop.request("SIGINT")
+    with stop.told_to(lambda: heard.append("late")):
+        pass
     assert stop and stop.reason == "SIGTERM" and heard == ["early", "late"]
+
+
+def test_who_has_listened_is_let_go():
+    """A stage's loop holds the caches of its sequences: they go with the stage."""
+
+    class Loop:
+        def stop(self):
+            pass
+
+    stop, loop = Stop(), Loop()
+    kept = weakref.ref(loop)
+    with stop.told_to(loop.stop):
+        pass
+    del loop
+    assert kept() is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -18,12 +18,14 @@ it once, whether it is being judged, waits for the rest of its group, or waits t
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 
+from magistral_jax.batch.opened import Opened, group_of
 from magistral_jax.types import (
     Completion,
     Group,
+    Made,
     OpenGroup,
     Prompt,
     Queue,
@@ -69,8 +71,8 @@ class Backlog:
         self._stopped = self._drain_asked = self._draining = False
         self._next = queue.next
         # In dispatch order.
-        self._ledger: dict[int, _Open | Group] = {
-            _group_of(entry): _Open(entry) if isinstance(entry, OpenGroup) else entry
+        self._ledger: dict[int, Opened | Group] = {
+            group_of(entry): Opened(entry) if isinstance(entry, OpenGroup) else entry
             for entry in queue.entries
         }
         self._judged = list(queue.judged)
@@ -78,6 +80,7 @@ class Backlog:
         self._strikes = Counter(queue.strikes)
         self._given_up: set[int] = set()
         self._untrained: deque[int] = deque()
+        self._made = queue.made
         self._unreleased = 0
 
     @property
@@ -128,7 +131,7 @@ class Backlog:
             assert self._has_room(), f"group {prompt.group} would break the staleness bound"
             assert prompt.group >= self._next, f"{prompt.group} was dispatched before"
             self._next = prompt.group + 1
-            self._ledger[prompt.group] = _Open(OpenGroup(prompt=prompt))
+            self._ledger[prompt.group] = Opened(OpenGroup(prompt=prompt))
             self._changed.notify_all()
 
     def is_set_aside(self, prompt: Prompt) -> bool:
@@ -147,7 +150,7 @@ class Backlog:
         """Give a group up: the generator cannot sample it. Its place is free for a new prompt."""
         with self._changed:
             entry = self._ledger.pop(group)
-            assert isinstance(entry, _Open), f"group {group} is finished"
+            assert isinstance(entry, Opened), f"group {group} is finished"
             self._given_up.add(group)
             self._strikes[entry.prompt.problem.id] = STRIKES
             self._stop_if_drained()
@@ -200,7 +203,7 @@ class Backlog:
             return [
                 (entry.prompt, completion)
                 for entry in self._ledger.values()
-                if isinstance(entry, _Open)
+                if isinstance(entry, Opened)
                 for index, completion in sorted(entry.completions.items())
                 if index not in entry.verdicts
             ]
@@ -219,11 +222,28 @@ class Backlog:
             self._unreleased += len(positions)
             return tuple(entry for entry in entries if isinstance(entry, Group))
 
+    @property
+    def made(self) -> tuple[Made, ...]:
+        """Optimizer steps of the batch taken last, or of the next one, that were made before."""
+        with self._changed:
+            return self._made
+
+    def give_back(self, groups: Sequence[Group], made: Sequence[Made]) -> None:
+        """The batch taken last is not trained on, but for the optimizer steps that were `made`: it
+        is the next one again, in the picture as it was."""
+        with self._changed:
+            assert list(self._untrained) == [len(groups)], "another batch was taken"
+            self._untrained.clear()
+            self._unreleased -= len(groups)
+            self._ledger = {group.group: group for group in groups} | self._ledger
+            self._made = tuple(made)
+
     def trained(self) -> None:
         """The oldest batch taken is in the weights: from here on, no picture holds it."""
         with self._changed:
             assert self._untrained, "no batch was taken"
             self._untrained.popleft()
+            self._made = ()
 
     def release(self, num_groups: int) -> None:
         """The generator has applied weights trained from this many more groups."""
@@ -246,13 +266,13 @@ class Backlog:
         """What the next batch waits for, in words."""
         with self._changed:
             pending = next(
-                (p for p, entry in self._ledger.items() if isinstance(entry, _Open)), None
+                (p for p, entry in self._ledger.items() if isinstance(entry, Opened)), None
             )
             oldest = "no group pending" if pending is None else f"oldest pending group {pending}"
             unjudged = sum(
                 len(e.completions) - len(e.verdicts)
                 for e in self._ledger.values()
-                if isinstance(e, _Open)
+                if isinstance(e, Opened)
             )
             return (
                 f"{self._num_ready()} of {self._groups_per_batch} groups ready, {oldest}, "
@@ -276,12 +296,13 @@ class Backlog:
             assert not self._untrained, "a batch is being trained on"
             judged, self._judged = (self._judged, []) if report else ([], self._judged)
             entries = tuple(
-                e.picture() if isinstance(e, _Open) else e for e in self._ledger.values()
+                e.picture() if isinstance(e, Opened) else e for e in self._ledger.values()
             )
             queue = Queue(
                 next=self._next,
                 entries=entries,
                 judged=tuple(self._judged),
+                made=self._made,
                 dropped_in_a_row=dict(self._dropped_in_a_row),
                 strikes=dict(self._strikes),
             )
@@ -307,9 +328,9 @@ class Backlog:
 
     # What follows runs under the lock.
 
-    def _open(self, group: int) -> "_Open":
+    def _open(self, group: int) -> "Opened":
         entry = self._ledger[group]
-        assert isinstance(entry, _Open), f"group {group} is finished"
+        assert isinstance(entry, Opened), f"group {group} is finished"
         return entry
 
     def _count_outstanding(self) -> int:
@@ -366,29 +387,3 @@ class Backlog:
                 "nothing to learn. Choose problems the model solves sometimes (data.path or "
                 "data.digits), raise generator.group_size, or teach the format first (sft)."
             )
-
-
-class _Open:
-    """An `OpenGroup` being filled."""
-
-    def __init__(self, group: OpenGroup) -> None:
-        self.prompt = group.prompt
-        self.completions = dict(group.completions)
-        self.verdicts = dict(group.verdicts)
-
-    def picture(self) -> OpenGroup:
-        return OpenGroup(
-            prompt=self.prompt, completions=dict(self.completions), verdicts=dict(self.verdicts)
-        )
-
-    def whole(self) -> Group:
-        places = range(len(self.completions))
-        return Group(
-            prompt=self.prompt,
-            completions=tuple(self.completions[i] for i in places),
-            verdicts=tuple(self.verdicts[i] for i in places),
-        )
-
-
-def _group_of(entry: OpenGroup | Group) -> int:
-    return entry.prompt.group

@@ -25,6 +25,7 @@ class Fleet(Answers):
         """`snapshot` lies on the devices of all members, whole on each member's."""
         self._members, self.snapshot = tuple(members), snapshot
         self.num_steps = 0
+        self._failure: Exception | None = None
 
     @property
     def version(self) -> int:
@@ -75,12 +76,27 @@ class Fleet(Answers):
         member.submit(prompt, count=count, limit=limit)
 
     def step(self) -> list[Completion]:
-        """One turn of every member that has work; all are started before any is waited for."""
+        """One turn of every member that has work; all are started before any is waited for.
+
+        A member that fails costs the others nothing: what they finished is returned, and the
+        failure raised by the next call, unless `restart` has mended it by then.
+        """
+        if self._failure is not None:
+            raise self._failure
         busy = [member for member in self._members if member.has_work]
         for member in busy:
             member.launch()
         self.num_steps += self._members[0].steps_at_once
-        return [done for member in busy for done in member.collect()]
+        done: list[Completion] = []
+        for member in busy:
+            # Here, where results are fetched, is where a device says that it has failed.
+            try:
+                done += member.collect()
+            except Exception as failure:
+                self._failure = self._failure or failure
+        if self._failure is not None and not done:
+            raise self._failure
+        return done
 
     def swap(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
@@ -110,7 +126,7 @@ class Fleet(Answers):
             )
 
     def restart(self, snapshot: Snapshot) -> None:
-        self.snapshot = snapshot
+        self.snapshot, self._failure = snapshot, None
         for member in self._members:
             member.restart(part_of(snapshot, member.engine.mesh))
 

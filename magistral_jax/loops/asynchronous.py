@@ -129,7 +129,7 @@ class GeneratorLoop:
                 with ledger.doing(GENERATOR, "wait_admission", "weights of older groups"):
                     if rooms.backlog.wait_admission(POLL_S) is None:
                         return  # stopped
-                if monotonic() - busy > config.stall_s + GRACE_S:
+                if min(monotonic() - busy, ledger.still_s) > config.stall_s + GRACE_S:
                     raise Stalled(
                         f"generator waited {config.stall_s:g} s for the trainer to use "
                         "the groups dispatched so far"
@@ -163,6 +163,8 @@ def train_loop(config: RunConfig, rooms: Rooms, generator: GeneratorLoop, *, sta
         if groups is None:  # stopped
             return
         snapshot = learn(rooms, groups, version)
+        if snapshot is None:  # stopped
+            return
         rooms.mailbox.put(snapshot)
         step = version + 1
         if rooms.wants_frontier(step):
@@ -179,8 +181,9 @@ def take_batch(config: RunConfig, rooms: Rooms) -> tuple[Group, ...] | None:
     rooms.waiting(TRAINER, "a batch")
     began, groups = monotonic(), None
     while groups is None and not backlog.is_stopped:
+        # A batch may take as long as it likes, while somebody comes forward with it.
         waited_s = monotonic() - began
-        if waited_s > config.stall_s:
+        if min(waited_s, ledger.still_s) > config.stall_s:
             raise Stalled(f"trainer waited {waited_s:.3g} s for a batch: {backlog.describe()}")
         bin = "wait_verifier" if backlog.misses_only_verdicts else "wait_batch"
         with ledger.doing(TRAINER, bin, "a batch"):

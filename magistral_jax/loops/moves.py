@@ -4,9 +4,9 @@ A failure that can be mended is mended here: a generator whose device state brok
 and goes on, a push is tried again, a prompt that always fails is set aside.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic, sleep
 
 from magistral_jax.config import RunConfig
@@ -16,6 +16,7 @@ from magistral_jax.tally import group_metrics
 from magistral_jax.types import (
     Completion,
     Frontier,
+    GivenUp,
     Group,
     Prompt,
     RunFailed,
@@ -32,6 +33,9 @@ PUSHES = 4
 """Times that a push is tried; between them 0.1, 0.4 and 1.6 seconds."""
 RESTARTS = 3
 """Times in a row that the generator may fail without having decoded a step in between."""
+
+LOOK_S = 0.1
+"""How often who waits for a verdict looks whether the run is to stop."""
 
 Handed = tuple[Prompt, Completion, Future[Verdict]]
 
@@ -215,24 +219,38 @@ def count_dropped(rooms: Rooms, groups: Sequence[Group]) -> None:
         rooms.ledger.fate("errored", sum(lengths) - uniform)
 
 
-def verdict_of(rooms: Rooms, waiting: Future[Verdict], prompt: Prompt, stall_s: float) -> Verdict:
-    """The verdict, or what its check raised; `Stalled` if it does not come."""
+def verdict_of(
+    rooms: Rooms,
+    waiting: Future[Verdict],
+    prompt: Prompt,
+    stall_s: float,
+    may_stop: Callable[[], bool],
+) -> Verdict | None:
+    """The verdict, or what its check raised; None if it does not come before a stop, `Stalled` if
+    it does not come at all."""
+    began = monotonic()
     with rooms.ledger.doing(GENERATOR, "wait_verifier", f"a verdict on group {prompt.group}"):
-        done, _ = wait([waiting], timeout=stall_s)
-    if not done:
-        raise Stalled(f"trainer waited {stall_s:g} s for a verdict on group {prompt.group}")
+        while not wait([waiting], timeout=min(LOOK_S, stall_s / 4)).done:
+            if may_stop():
+                return None
+            if monotonic() - began > stall_s:
+                raise Stalled(f"trainer waited {stall_s:g} s for a verdict on group {prompt.group}")
     return waiting.result()
 
 
-def learn(rooms: Rooms, groups: Sequence[Group], version: int) -> Snapshot:
-    """One weight update: from judged groups to weights on the generator's devices."""
+def learn(rooms: Rooms, groups: Sequence[Group], version: int) -> Snapshot | None:
+    """One weight update: from judged groups to weights on the generator's devices. None if a stop
+    came in the middle: the groups are in the backlog again."""
     tally, ledger = rooms.tally, rooms.ledger
     with tally.timed("time/assemble"):
-        batch = rooms.assemble(groups, version)
+        batch = replace(rooms.assemble(groups, version), made=rooms.backlog.made)
     padding = sum(m.padding for m in batch.minibatches) / len(batch.minibatches)
     try:
         with ledger.doing(TRAINER, "trained", f"update {version + 1}") as update:
             values = rooms.train(batch)
+    except GivenUp as stop:
+        rooms.backlog.give_back(groups, stop.made)
+        return None
     except Exception as failure:
         raise RunFailed(
             f"the trainer failed in update {version + 1}: {brief(failure)}"

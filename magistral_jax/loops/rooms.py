@@ -13,6 +13,7 @@ from magistral_jax.types import (
     Frontier,
     Group,
     InFlight,
+    Made,
     OpenGroup,
     Prompt,
     Queue,
@@ -74,6 +75,9 @@ class Backlog(Protocol):
     def judged(self, completion: Completion, verdict: Verdict) -> Group | None: ...
     def unjudged(self) -> list[tuple[Prompt, Completion]]: ...
     def take_batch(self, timeout: float | None = None) -> tuple[Group, ...] | None: ...
+    @property
+    def made(self) -> tuple[Made, ...]: ...
+    def give_back(self, groups: Sequence[Group], made: Sequence[Made]) -> None: ...
     def trained(self) -> None: ...
     def release(self, num_groups: int) -> None: ...
     def wait_admission(self, timeout: float | None = None) -> bool | None: ...
@@ -119,7 +123,8 @@ class Rooms:
     assemble: Callable[[Sequence[Group], int], Batch]
     """Groups in dispatch order and the version they will update -> Batch."""
     train: Callable[[Batch], dict[str, float]]
-    """All optimizer steps of a batch; returns their metrics when they are done."""
+    """All optimizer steps of a batch, but for those `made` before; returns their metrics when they
+    are done. Raises `GivenUp` if a stop comes before, with those that are."""
     push: Callable[[int], Snapshot]
     """The trainer's weights as this version, complete on the generator's devices."""
     mailbox: Mailbox

@@ -1,9 +1,12 @@
 """The specification, Magistral's algorithm: generate, judge, learn, publish, in turn."""
 
+from concurrent.futures import Future
+
 from magistral_jax.config import RunConfig
 from magistral_jax.ledger import GENERATOR, TRAINER
 from magistral_jax.loops.moves import Generation, learn, report, verdict_of
 from magistral_jax.loops.rooms import Rooms
+from magistral_jax.types import Completion, Prompt, Verdict
 
 
 def run_sync(config: RunConfig, rooms: Rooms, *, start: int = 0) -> None:
@@ -14,9 +17,18 @@ def run_sync(config: RunConfig, rooms: Rooms, *, start: int = 0) -> None:
     """
     generation = Generation(config, rooms)
     rooms.ledger.phase("wait_batch", TRAINER)
+
+    def is_judged(prompt: Prompt, completion: Completion, waiting: Future[Verdict]) -> bool:
+        verdict = verdict_of(
+            rooms, waiting, prompt, config.stall_s, lambda: rooms.backlog.is_stopped
+        )
+        if verdict is not None:
+            rooms.backlog.judged(completion, verdict)
+        return verdict is not None
+
     for prompt, completion in rooms.backlog.unjudged():  # of a run that was stopped amid a step
-        verdict = verdict_of(rooms, rooms.judge(prompt, completion), prompt, config.stall_s)
-        rooms.backlog.judged(completion, verdict)
+        if not is_judged(prompt, completion, rooms.judge(prompt, completion)):
+            return
     for version in range(start, config.trainer.steps):
         while not rooms.backlog.is_batch_ready:
             handed = []
@@ -26,14 +38,15 @@ def run_sync(config: RunConfig, rooms: Rooms, *, start: int = 0) -> None:
             while rooms.generator.has_work and not rooms.backlog.is_stopped:
                 handed += generation.decode()
                 generation.admit()
-            for prompt, completion, waiting in handed:
-                verdict = verdict_of(rooms, waiting, prompt, config.stall_s)
-                rooms.backlog.judged(completion, verdict)
+            if not all(is_judged(*one) for one in handed):
+                return
         groups = rooms.backlog.take_batch()
         if groups is None:  # stopped
             return
         with rooms.ledger.doing(GENERATOR, "wait_admission", f"update {version + 1}"):
             snapshot = learn(rooms, groups, version)
+        if snapshot is None:  # stopped
+            return
         generation.swap(snapshot)
         generation.measure_to_the_end(snapshot)
         step = version + 1

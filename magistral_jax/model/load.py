@@ -113,9 +113,26 @@ def open_weights(path: Path) -> Stored:
     )
 
 
-def read_params(path: Path, arch: Architecture, onto: Params | None = None) -> Params:
-    """The float32 parameter tree, each array where `onto` (shardings) puts it; or on the host."""
+def read_params(
+    path: Path,
+    arch: Architecture,
+    onto: Params | None = None,
+    *,
+    on_piece: Callable[[], None] = lambda: None,
+) -> Params:
+    """The float32 parameter tree, each array where `onto` (shardings) puts it; or on the host.
+
+    `on_piece` is called after each piece that is read.
+    """
     stored, entries = checked_weights(path, arch), table(arch)
+    honest = stored.read
+
+    def read(name: str, rows: slice) -> np.ndarray:
+        found = honest(name, rows)
+        on_piece()
+        return found
+
+    stored = replace(stored, read=read)
     tree: Params = {}
     for place, entry in entries.items():
         node, put_at = tree, onto

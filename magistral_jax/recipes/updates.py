@@ -12,7 +12,7 @@ import numpy as np
 
 from magistral_jax.arrays import Batch
 from magistral_jax.trainer.trainer import Trainer
-from magistral_jax.types import Completion
+from magistral_jax.types import Completion, GivenUp
 
 FILE = "skipped_updates.jsonl"
 
@@ -56,19 +56,25 @@ ALARMS: tuple[Alarm, ...] = (
 def train_batch(
     trainer: Trainer, batch: Batch, *, tell: Callable[[str, str], None], folder: Path | None
 ) -> dict[str, float]:
-    """All optimizer steps of a batch; their metrics, averaged. Waits for the last one.
+    """All optimizer steps of a batch but those `made` before; the metrics of all, averaged. Waits
+    for the last one.
 
     `tell(kind, message)` hears of updates skipped and of alarms; completions to blame are written
-    to `skipped_updates.jsonl` in `folder`.
+    to `skipped_updates.jsonl` in `folder`. Raises `GivenUp`, if the trainer's `on_progress` does,
+    with all steps that are made by then.
     """
     steps = trainer.step(batch)
-    skipped = [number for number, stats in enumerate(steps) if not bool(stats.is_finite)]
-    blamed = [trainer.culprits(batch.minibatches[number]) for number in skipped]
+    made = [*batch.made, *(stats.made() for stats in steps)]
+    skipped = [number for number, values in enumerate(made) if values is None]
+    try:
+        blamed = [trainer.culprits(batch.minibatches[number]) for number in skipped]
+    except GivenUp:
+        raise GivenUp(made) from None
     if skipped and folder is not None:
         _write_down(batch, [name for names in blamed for name in names], folder / FILE)
     for names in blamed:
         tell("update", _told(batch, names))
-    values = [stats.values() for n, stats in enumerate(steps) if n not in skipped]
+    values = [values for values in made if values is not None]
     averages = {
         name: float(np.mean([of_step[name] for of_step in values])) for name in dict(*values[:1])
     }

@@ -7,6 +7,7 @@ answer; the network learns the format and both manners, and which of them pays i
 
 from collections.abc import Callable, Iterator
 
+import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -33,12 +34,18 @@ def warm_up(
     tokenizer: Tokenizer,
     *,
     on_step: Callable[[int, float], None],
+    on_progress: Callable[[], None] = lambda: None,
 ) -> Params:
-    """Parameters after `warmup.steps` supervised steps."""
+    """Parameters after `warmup.steps` supervised steps.
+
+    `on_progress` is called after each step and each microbatch, `on_step(step, loss)` now and then.
+    """
     w = config.warmup
     rate = optax.cosine_decay_schedule(w.learning_rate, w.steps, alpha=0.1)
     optimizer = chain(rate, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.0, max_grad_norm=1.0)
     trainer = trainer_of(config, arch, mesh, params, optimizer, loss=likelihood_loss)
+    trainer.on_progress = on_progress
+    before = None
     rng = np.random.default_rng((config.seed, 1))
     for step in range(w.steps):
         groups = [
@@ -53,6 +60,10 @@ def warm_up(
             share_rule="batch",
         )
         stats = trainer.minibatch_step(minibatch)
+        if before is not None:
+            jax.block_until_ready(before)
+            on_progress()
+        before = stats.loss
         if step % 20 == 0 or step == w.steps - 1:
             on_step(step + 1, float(stats.loss))
     return trainer.params

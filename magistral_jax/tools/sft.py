@@ -1,5 +1,6 @@
 """`magistral-jax sft`: the supervised cold start, with its evaluations and its best weights."""
 
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,9 @@ from magistral_jax.config import RunConfig
 from magistral_jax.console import Console
 from magistral_jax.data.conversations import conversations
 from magistral_jax.data.files import rows_from
-from magistral_jax.evaluate import Evaluation, evaluate
-from magistral_jax.ledger import GENERATOR, TRAINER
+from magistral_jax.ledger import TRAINER
+from magistral_jax.lock import locked
+from magistral_jax.measuring import evaluation_of, in_words
 from magistral_jax.metrics import RunRecord
 from magistral_jax.recipes.sft import Lesson, minibatch_of, rate_of, schedule
 from magistral_jax.run import keep_compiled, tell_bad_rows
@@ -35,18 +37,25 @@ def sft(config: RunConfig, folder: Path, *, resume: bool) -> int:
     """
     if not config.sft.path:
         raise UserError("sft.path is empty; it names the conversations to learn from.")
-    checkpoints = Checkpoints(folder / "checkpoints", keep=1, stall_s=config.stall_s)
-    saved = checkpoints.latest() if resume else None
-    if resume and saved is None:
+    if resume and not any((folder / name).exists() for name in ("config.toml", "checkpoints")):
         raise UserError(f"--resume: {folder} holds no checkpoint. Leave --resume out.")
-    run = Run(config)
-    try:
-        run.check_weights()
+    with ExitStack() as ours:
+        if resume:
+            ours.enter_context(locked(folder))
+        checkpoints = Checkpoints(folder / "checkpoints", keep=1, stall_s=config.stall_s)
+        saved = checkpoints.latest() if resume else None
+        if resume and saved is None:
+            raise UserError(f"--resume: {folder} holds no checkpoint. Leave --resume out.")
+        run = ours.enter_context(closing(Run(config)))
         if saved is not None:
             check_identity(saved.identity, run.identity(), folder)
+        else:
+            run.check_weights()
         if config.eval.problems:
             run.heldout(config.eval.problems)
         traces, general, lessons = lessons_of(run)
+        if not resume:
+            ours.enter_context(locked(folder))
         with (
             RunRecord(folder, config.metrics.tensorboard, saved.step if saved else None) as record,
             Console(len(lessons)) as console,
@@ -59,8 +68,6 @@ def sft(config: RunConfig, folder: Path, *, resume: bool) -> int:
                 config, run, record, console, checkpoints, folder, traces, general, lessons
             )
             return teaching.play(saved)
-    finally:
-        run.close()
 
 
 def lessons_of(run: Run) -> tuple[list[Completion], list[Completion], list[list[Lesson]]]:
@@ -117,7 +124,7 @@ class Teaching:
             return self._play(saved)
 
     def _play(self, saved: Meta | None) -> int:
-        trainer = self._trainer(saved)
+        trainer, saved = self._trainer(saved)
         begun = saved.step if saved else 0
         notes: dict[str, Any] = dict(saved.notes) if saved else {"evaluations": []}
         if saved is None:
@@ -140,26 +147,35 @@ class Teaching:
                     f"stopped by {self.stop.reason} after step {step}; go on with --resume"
                 )
                 return STOPPED
-        self.checkpoints.settle()
+        with self.run.ledger.doing(TRAINER, "checkpoint", "the last checkpoint"):
+            self.checkpoints.settle()
         self._finish(notes)
         return 0
 
-    def _trainer(self, saved: Meta | None) -> Trainer:
+    def _trainer(self, saved: Meta | None) -> tuple[Trainer, Meta | None]:
         self.console.phase("loading the policy")
-        config = self.config
+        config, run = self.config, self.run
         optimizer = make_optimizer(config.trainer, rate=rate_of(config, len(self.lessons)))
+        params = run.initial_params() if saved is None else run.abstract_params()
         trainer = trainer_of(
-            config,
-            self.run.arch,
-            self.run.trainer_mesh,
-            self.run.initial_params(),
-            optimizer,
-            loss=likelihood_loss,
+            config, run.arch, run.trainer_mesh, params, optimizer, loss=likelihood_loss
         )
-        if saved is not None:
-            self.console.phase(f"resuming from step {saved.step}")
-            trainer.state = self.checkpoints.restore(saved, "state", trainer.state)
-        return trainer
+        trainer.on_progress = self.checkpoints.on_progress = partial(run.ledger.beat, TRAINER)
+        if saved is None:
+            return trainer, None
+
+        def read(meta: Meta) -> tuple[Meta, TrainState]:
+            self.console.phase(f"resuming from step {meta.step}")
+            with run.ledger.doing(TRAINER, "start", f"reading the checkpoint of step {meta.step}"):
+                return meta, self.checkpoints.restore(meta, "state", trainer.state)
+
+        found = self.checkpoints.newest(read, of=saved)
+        if found is None:
+            raise UserError(
+                f"--resume: {self.checkpoints.folder} holds no checkpoint that is whole."
+            )
+        saved, trainer.state = found
+        return trainer, saved
 
     def _learn(self, trainer: Trainer, step: int) -> dict[str, float]:
         lessons = self.lessons[step - 1]
@@ -182,9 +198,14 @@ class Teaching:
 
     def _evaluated(self, trainer: Trainer, step: int, values: dict[str, float]) -> dict[str, Any]:
         """The evaluation after a step, which its row of metrics also gets."""
-        found = self._evaluate(trainer, step)
-        if found is None:
+        if self.config.eval.problems == 0:
             return {"step": step, "accuracy": 0.0}
+        found = evaluation_of(
+            self.run,
+            self.run.published(trainer.params, step),
+            name=f"measuring after step {step}",
+            tell=self.console.phase,
+        )
         low, high = found.accuracy_ci95
         values |= {
             "eval/accuracy": found.accuracy,
@@ -193,31 +214,8 @@ class Teaching:
             "eval/length": found.length,
             "eval/truncated": found.truncated,
         }
-        self.console.note(
-            f"after step {step}: accuracy {found.accuracy:.1%} [{low:.1%}, {high:.1%}], format "
-            f"{found.format:.1%}, length {found.length:.1f}"
-        )
+        self.console.note(f"after step {step}: {in_words(found)}")
         return {"step": step, **asdict(found)}
-
-    def _evaluate(self, trainer: Trainer, step: int) -> Evaluation | None:
-        e, ledger = self.config.eval, self.run.ledger
-        if e.problems == 0:
-            return None
-
-        def on_step(done: int) -> None:
-            ledger.beat(GENERATOR)
-            self.console.phase(f"measuring after step {step}: {done}/{e.problems * e.samples}")
-
-        with ledger.doing(GENERATOR, "evaluation", "an evaluation"):
-            found, _ = evaluate(
-                self.run.evaluation(self.run.published(trainer.params, step)),
-                self.run.judge,
-                self.run.heldout(e.problems),
-                samples=e.samples,
-                timeout_s=self.config.stall_s,
-                on_step=on_step,
-            )
-        return found
 
     def _keep_if_best(self, trainer: Trainer, step: int, notes: dict[str, Any]) -> None:
         """The weights that an evaluation liked best; without evaluations, the newest."""
@@ -227,9 +225,11 @@ class Teaching:
             return
         notes["best"] = {"step": step, "accuracy": score}
         best = Checkpoints(self.folder / "best", keep=1, stall_s=self.config.stall_s)
+        best.on_progress = partial(self.run.ledger.beat, TRAINER)
         meta = Meta(step=step, identity=self.run.identity(), notes=notes["best"])
-        best.save(meta, {"state": TrainState(trainer.params, (), {})})
-        best.settle()
+        with self.run.ledger.doing(TRAINER, "checkpoint", f"the best weights, of step {step}"):
+            best.save(meta, {"state": TrainState(trainer.params, (), {})})
+            best.settle()
 
     def _save(self, trainer: Trainer, step: int, notes: dict[str, Any]) -> None:
         meta = Meta(step=step, identity=self.run.identity(), notes=notes)

@@ -25,6 +25,7 @@ from magistral_jax.model.sharding import kernels_of, row_spec
 from magistral_jax.model.transformer import LONG_ROW
 from magistral_jax.trainer.loss import LossStats, Objective, policy_loss
 from magistral_jax.trainer.optimizer import make_optimizer
+from magistral_jax.types import GivenUp, Made
 
 LossFn = Callable[[Scores, Microbatch], tuple[Float[Array, ""], LossStats]]
 
@@ -60,6 +61,10 @@ class StepStats(NamedTuple):
             "policy/ess": float(s.ratio**2 / max(s.tokens * s.ratio_squared, 1e-30)),
         }
 
+    def made(self) -> Made:
+        """The numbers again, or None where the step changed nothing."""
+        return self.values() if bool(self.is_finite) else None
+
 
 class Trainer:
     """One sharded policy under an optimizer."""
@@ -87,7 +92,9 @@ class Trainer:
         kernels: Kernels | None = None,
         long_row: int = LONG_ROW,
     ) -> None:
-        """`loss` replaces the policy objective (the supervised warm-up does).
+        """`params` may be shapes with shardings: then nothing is computed, and `state` is shapes
+        until what was saved takes its place. `loss` replaces the policy objective (the supervised
+        warm-up does).
 
         `kl_average` is the decay of the averaged weights that a KL term is measured against.
         `offload` keeps the optimizer's state in the host's memory between updates.
@@ -115,35 +122,67 @@ class Trainer:
             entropy_gradient=entropy_bonus != 0,
         )
         with jax.set_mesh(mesh):
-            state = jax.jit(optimizer.init)(params)
-        self._on_device = jax.tree.map(lambda x: x.sharding, state)
+            begin = jax.jit(optimizer.init).lower(params).compile()
+            shapes = jax.eval_shape(optimizer.init, params)
+        self._on_device: Any = begin.output_shardings
         self._between = jax.tree.map(partial(kept_in, offload=offload), self._on_device)
-        # A copy: the average and the weights are donated side by side.
-        average = {} if self._decay is None else jax.tree.map(jnp.copy, params)
-        self.state = TrainState(params, jax.device_put(state, self._between), average)
+        self.state = self._first_state(params, begin, shapes)
+        self.on_progress: Callable[[], None] = lambda: None
+        """Called whenever a microbatch is done; what it raises ends the step. A minibatch that is
+        given up so has changed nothing."""
         self._accumulate = jax.jit(self._accumulate_fn, donate_argnums=2)
         self._apply = jax.jit(self._apply_fn, donate_argnums=0)
         self._zeros = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params))
         self._scores = jax.jit(self._score_fn)
+
+    def _first_state(self, params: Params, begin: Any, shapes: Any) -> TrainState:
+        """The state of no update yet, or its shapes where the parameters are shapes."""
+        has_average = self._decay is not None
+        if isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct):
+            places = jax.tree.map(
+                lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+                shapes,
+                self._between,
+            )
+            return TrainState(params, places, params if has_average else {})
+        # A copy: the average and the weights are donated side by side.
+        average = jax.tree.map(jnp.copy, params) if has_average else {}
+        return TrainState(params, jax.device_put(begin(params), self._between), average)
 
     @property
     def params(self) -> Params:
         return self.state.params
 
     def step(self, batch: Batch) -> list[StepStats]:
-        """One optimizer step per minibatch of the batch."""
-        return [self.minibatch_step(minibatch) for minibatch in batch.minibatches]
+        """One optimizer step per minibatch of the batch, but for those `made` before.
+
+        Raises `GivenUp`, if `on_progress` does, with all that are made by then.
+        """
+        steps: list[StepStats] = []
+        try:
+            for minibatch in batch.minibatches[len(batch.made) :]:
+                steps.append(self.minibatch_step(minibatch))
+        except GivenUp:
+            raise GivenUp([*batch.made, *(stats.made() for stats in steps)]) from None
+        return steps
 
     def minibatch_step(self, minibatch: Minibatch) -> StepStats:
-        """Add up the microbatches' gradients, then update. Returns without waiting."""
+        """Add up the microbatches' gradients, then update. Returns without waiting for the last
+        of them."""
         with jax.set_mesh(self.mesh):
             grads = self._zeros(self.state.params)
             totals: tuple[Any, LossStats] | None = None
             for microbatch in minibatch.microbatches:
+                before = totals
                 grads, loss, stats = self._add(grads, microbatch)
                 totals = (
-                    (loss, stats) if totals is None else (totals[0] + loss, totals[1].merge(stats))
+                    (loss, stats) if before is None else (before[0] + loss, before[1].merge(stats))
                 )
+                if before is not None:
+                    # One is under way while the next is prepared; further ahead nobody could
+                    # tell how far the devices are, nor stop them.
+                    before[0].block_until_ready()
+                    self.on_progress()
             assert totals is not None, "a minibatch without microbatches"
             self.state = self._moved(self._on_device)
             self.state, grad_norm, is_finite = self._apply(self.state, grads, totals[0])
@@ -184,7 +223,9 @@ class Trainer:
         with jax.set_mesh(self.mesh):
             grads = self._zeros(self.state.params)
             grads, loss, _ = self._add(grads, microbatch)
-            return bool(jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads)))
+            is_finite = bool(jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads)))
+        self.on_progress()
+        return is_finite
 
     def score(self, microbatch: Microbatch) -> Scores:
         """log p of the microbatch's targets under the weights as they are."""

@@ -196,6 +196,39 @@ def test_a_failure_of_one_is_mended_and_a_cancelled_group_is_gone(fleets, expect
     assert_same(drain(generator, done), {n: c for n, c in expected.items() if n[0] != 5})
 
 
+@pytest.mark.parametrize("shape", [(2, 1), (4, 1)])
+def test_a_failure_when_results_are_fetched_loses_nothing(fleets, expected, monkeypatch, shape):
+    """Where asynchronous device errors appear: here each member fails once, in a step in which
+    another one finished something."""
+    generator, honest = generator_of(fleets, shape), Scheduler.collect
+    policy, _ = fleets[shape]
+    for prompt in prompts_of(policy):
+        generator.submit(prompt)
+    finished, failed, restarts = [], [], 0
+
+    def collect(self):
+        if finished and finished[0] is not self and self not in failed:
+            failed.append(self)
+            raise RuntimeError("the device is gone")
+        done = honest(self)
+        if done:
+            finished.append(self)
+        return done
+
+    monkeypatch.setattr(Scheduler, "collect", collect)
+    done = {}
+    for _ in range(200):
+        finished.clear()
+        try:
+            drain(generator, done, steps=1)
+        except RuntimeError:
+            restarts += 1
+            generator.restart(policy.snapshot(0))
+    assert len(failed) >= len(generator._members) - 1 and restarts
+    assert_same(done, expected)
+    assert generator.num_sampled >= sum(len(c.tokens) for c in done.values())
+
+
 def test_a_warm_up_counts_through_all_engines(fleets):
     told = []
     generator_of(fleets, (2, 1)).warm_up(16, lambda *at: told.append(at))

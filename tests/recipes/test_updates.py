@@ -16,7 +16,7 @@ from magistral_jax.model.sharding import TRAINER_RULES, make_mesh, place, shardi
 from magistral_jax.recipes.updates import ALARMS, FILE, train_batch
 from magistral_jax.trainer.optimizer import make_optimizer
 from magistral_jax.trainer.trainer import Trainer
-from magistral_jax.types import Completion, Group, Problem, Prompt, Verdict, VersionSpan
+from magistral_jax.types import Completion, GivenUp, Group, Problem, Prompt, Verdict, VersionSpan
 
 ARCH = Architecture(
     layers=2,
@@ -158,6 +158,61 @@ def test_an_update_made_again_is_written_down_once(trainer, tmp_path):
     assert play(6, [(1, 0, np.nan), (2, 0, np.nan)]) == [(4, 0), (7, 1), (7, 2)]
     # The run went back to the checkpoint of update 5.
     assert play(5, [(3, 1, np.nan)]) == [(4, 0), (6, 3)]
+
+
+def test_every_backward_pass_is_a_sign_of_life(trainer, monkeypatch):
+    """Of an update, and of the search for who is to blame, which makes one for each completion."""
+    policy, beats = trainer(), []
+    monkeypatch.setattr(policy, "on_progress", lambda: beats.append(len(beats)))
+    batch = batch_of(minibatches=1, bad=[(1, 2, np.nan)])
+    (minibatch,) = batch.minibatches
+    policy.minibatch_step(minibatch)
+    assert len(beats) == len(minibatch.microbatches) - 1 > 0
+    beats.clear()
+    passes, honest = [], type(policy)._add
+    monkeypatch.setattr(
+        type(policy), "_add", lambda self, *rest: passes.append(1) or honest(self, *rest)
+    )
+    assert policy.culprits(minibatch) == [(1, 2)]
+    assert len(beats) == len(passes) > len(minibatch.microbatches)
+
+
+def test_an_update_given_up_anywhere_and_gone_on_with_is_the_update(trainer, monkeypatch, tmp_path):
+    """Between two microbatches, and in the search for who is to blame."""
+    batch = batch_of(minibatches=3, bad=[(2, 1, np.nan)])
+
+    def play(at, batch, folder):
+        calls = []
+
+        def on_progress():
+            calls.append(1)
+            if len(calls) == at:
+                raise GivenUp
+
+        monkeypatch.setattr(policy, "on_progress", on_progress)
+        values = train_batch(policy, batch, tell=lambda *said: None, folder=folder)
+        return values, len(calls)
+
+    policy = trainer()
+    (tmp_path / "whole").mkdir()
+    values, number = play(0, batch, tmp_path / "whole")
+    expected, told = bits(policy.state), (tmp_path / "whole" / FILE).read_text()
+    assert number > 3
+    counts = []
+    for at in range(1, number + 1):
+        policy = trainer()
+        before = bits(policy.state)
+        with pytest.raises(GivenUp) as stop:
+            play(at, batch, tmp_path)
+        made = stop.value.made
+        counts.append(len(made))
+        assert (bits(policy.state) == before) == (len(made) == 0)
+        # As a checkpoint has them.
+        made = tuple(json.loads(json.dumps(made)))
+        found, _ = play(0, replace(batch, made=made), tmp_path)
+        assert found == values and bits(policy.state) == expected
+        assert (tmp_path / FILE).read_text() == told
+    assert counts == sorted(counts) and set(counts) == {0, 1, 2, 3}
 
 
 def test_a_batch_of_which_nothing_is_finite_still_reports(trainer, tmp_path):
