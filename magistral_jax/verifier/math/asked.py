@@ -9,15 +9,21 @@ r"""What the words of a problem say about the form of its answer.
 import re
 from dataclasses import dataclass
 
+_THINGS = (
+    r"(?:solutions?|values?|roots?|zero(?:e?s)?|integers?|numbers?|primes?|reals?|pairs?|triples?"
+    r"|points?|angles?|elements?|functions?|polynomials?|options?|possibilities|factors|divisors)\b"
+)
 _ALL = re.compile(
-    r"separated by (?:a )?commas?|\b(?:all|every|each|any)\b[^.?!]{0,60}\b(?:solutions?|values?"
-    r"|roots?|zeros?|zeroes|integers?|numbers?|primes?|possible|reals?|pairs?|triples?|points?|angles?"
-    r"|elements?|functions?|polynomials?|options?)\b|\b(?:solutions|roots|zeros) of\b"
-    r"|\bfor (?:what|which) (?:[a-z]+ )*(?:values|integers|numbers)\b|\bwhat are the\b",
+    r"separated by (?:a )?commas?|\bin any order\b"
+    r"|\b(?<!for )all\b(?: of)?(?: the)?(?: possible)?[^.?!,;]{0,40}?\b"
+    + _THINGS
+    + r"|\bfor (?:what|which) (?:[a-z]+ )*(?:values|integers|numbers)\b"
+    r"|\b(?:what are|find|determine|list|give|enter|state) (?:all )?the (?:[a-z]+ )?"
+    r"(?:solutions|roots|zero(?:e?s)|possibilities|factors|divisors|primes)\b",
     re.IGNORECASE,
 )
 _ORDER = re.compile(
-    r"\border(?:ed)?\b(?! (?:pairs?|triples?|quadruples?|tuples?))|\brespectively\b|\bsort(?:ed)?\b"
+    r"(?<!any )(?<!some )\border(?:ed)?\b(?! (?:pairs?|triples?|quadruples?|tuples?))|\brespectively\b|\bsort(?:ed)?\b"
     r"|\b(?:in|de)creasing\b|\b(?:a|de)scending\b|\balphabetical|\bfrom (?:the )?(?:least|smallest"
     r"|lowest|greatest|largest|highest|left|first|top)\b|\bsequence\b|\bnext (?:\w+ )?(?:terms?"
     r"|numbers?)\b|\bfirst\b[^.?!]{0,40}\b(?:then|second|followed)\b|\brank\b",
