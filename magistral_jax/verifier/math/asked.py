@@ -23,7 +23,8 @@ _ALL = re.compile(
     re.IGNORECASE,
 )
 _ORDER = re.compile(
-    r"(?<!any )(?<!some )\border(?:ed)?\b(?! (?:pairs?|triples?|quadruples?|tuples?))|\brespectively\b|\bsort(?:ed)?\b"
+    r"(?<!any )(?<!some )\border(?:ed)?\b(?! (?:pairs?|triples?|quadruples?|tuples?))"
+    r"|\brespectively\b|\bsort(?:ed)?\b"
     r"|\b(?:in|de)creasing\b|\b(?:a|de)scending\b|\balphabetical|\bfrom (?:the )?(?:least|smallest"
     r"|lowest|greatest|largest|highest|left|first|top)\b|\bsequence\b|\bnext (?:\w+ )?(?:terms?"
     r"|numbers?)\b|\bfirst\b[^.?!]{0,40}\b(?:then|second|followed)\b|\brank\b",
