@@ -57,6 +57,7 @@ class Atoms(ABC):
 
     def __init__(self, text: str) -> None:
         self.text, self.at, self.depth, self.bars, self.in_builder = text, 0, 0, 0, False
+        self.tries = 0
 
     @abstractmethod
     def statements(self) -> Node: ...
@@ -216,6 +217,13 @@ class Atoms(ABC):
             return self.function_value(first)
         return self.named(first)
 
+    def special_value(self, name: str) -> Node:
+        r"""\Gamma(\frac14), \zeta(3): a number of its own, where it is no pole."""
+        argument = exact(self.atom())
+        if argument is None or argument <= _LEAST[name]:
+            raise Unreadable(f"a value of the function {name}")
+        return Symbol(f"{name}({argument})")
+
     def function_value(self, name: str) -> Node:
         """f(x), f'(x), f(2): a quantity of its own."""
         match = re.compile(r"'*\(([A-Za-z0-9, +\-]{1,20})\)").match(self.text, self.at)
@@ -246,8 +254,8 @@ class Atoms(ABC):
                 return Apply("root", (*items, Num(Fraction(3))))
             return Apply(name, items)
         if name in _NAMES:
-            if name in ("Gamma", "zeta") and self.peek() == "(":
-                raise Unreadable(f"a value of the function {name}")
+            if name in _LEAST and self.peek() == "(":
+                return self.special_value(name)
             return self.named(name)
         if name in _ACCENTS:
             inner = self.argument()
@@ -307,6 +315,8 @@ class Atoms(ABC):
         if not 0 <= last - first < MAX_TERMS:
             raise Unreadable("a series of no terms, or of more than the cap")
         body = self.term()
+        if any(re.search(rf"(?<![A-Za-z]){letter}(?![A-Za-z])", n[1:]) for n in variables(body)):
+            raise Unreadable("an index inside a name")
         if sum(1 for _ in walk(body)) * int(last - first + 1) > MAX_NODES:
             raise Unreadable("a series of more nodes than the cap")
         terms = [replaced(body, name, Num(first + i)) for i in range(int(last - first) + 1)]
@@ -436,6 +446,8 @@ class Atoms(ABC):
         return Apply("degree", (node,))
 
 
+_LEAST = {"Gamma": 0, "zeta": 1}
+"""Functions that are read above these arguments only, where they have no pole."""
 _FACTOR_COMMANDS = frozenset(
     (
         "frac",

@@ -102,8 +102,8 @@ def is_real(ball: Ball) -> bool:
 def is_accurate(ball: Ball, bits: int) -> bool:
     """Whether the ball is so small that its value is known to that many bits."""
     if ball.contains(0):
-        radius = ball.complex_rad()
-        return bool(radius.is_zero() or -_log2_of(radius) >= bits)
+        radius = ball.rad()
+        return bool(radius.is_zero()) or -_log2_of(radius) >= bits
     return ball.rel_accuracy_bits() >= bits
 
 
@@ -140,9 +140,11 @@ def _on_line(ball: Ball) -> Ball:
 
 def _power(base: Ball, exponent: Ball, known: Fraction | None) -> Ball:
     """`known` is the exponent where it is rational."""
+    base = _on_line(base)
+    if base == 1:
+        return base
     if abs(exponent) > _MAX_EXPONENT:
         raise Unreadable("an exponent beyond the caps")
-    base = _on_line(base)
     if base.is_zero():
         if not (is_real(exponent) and exponent.real > 0):
             raise Undefined("a power of zero")

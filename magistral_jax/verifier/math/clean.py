@@ -10,7 +10,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from magistral_jax.verifier.math.words import FUNCTIONS, WORDS
+from magistral_jax.verifier.math.words import FUNCTIONS, LABELS, WORDS
 
 _SUPERSCRIPTS = {c: str(i) for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")} | {"⁻": "-", "⁺": "+", "ⁿ": "n"}
 _SUBSCRIPTS = {c: str(i) for i, c in enumerate("₀₁₂₃₄₅₆₇₈₉")}
@@ -118,13 +118,9 @@ _SYSTEM = re.compile(
 )
 _ALIGNED = re.compile(r"\\begin\{(aligned|align\*?|gathered|split)\}(.*?)\\end\{\1\}", re.DOTALL)
 # Plain TeX's and the starred matrices, as the others.
-_PLAIN_MATRIX = re.compile(r"\\(p?matrix)\s*\{((?:[^{}]|\{[^{}]*\}|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
+_PLAIN_MATRIX = re.compile(r"\\(p?matrix)\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _STARRED = re.compile(r"\\(begin|end)\{([bpBvV]?matrix)\*\}(?:\[[lrc]\])?")
-_LABEL = re.compile(
-    r'^(?!.*"(?:not?|never|wrong|false)")(?:"[A-Za-z]+" ?){1,8}[:=] ?(?=[-+0-9.\\({\[$])'
-    r'(?!.*"[A-Za-z]+" ?[:=])',
-    re.IGNORECASE,
-)
+_LABEL = re.compile(r'((?:"[A-Za-z]+" ?){1,8})[:=] ?(?=[-+0-9.\\({\[$])(?!.*"[A-Za-z]+" ?[:=])')
 _ANNOUNCED = re.compile(r'^(?:"the" )?(?:"final" )?"answer"(?: "is" ?:?| ?:) ?', re.IGNORECASE)
 _WORDINGS = {
     '"empty" "set"': r"\emptyset ",
@@ -195,7 +191,7 @@ def clean(text: str) -> str:
     text = " ".join(text.split())
     text = re.sub(r"^(?:=|\\approx|\\implies|\\therefore|:)\s*", "", text)
     text = re.sub(r"(?<!\.)[.,;:]$", "", text).rstrip()
-    text = _LABEL.sub("", _ANNOUNCED.sub("", text))
+    text = _without_label(_ANNOUNCED.sub("", text))
     text = re.sub(r"^\\angle ?= ?", "", text)
     for wording, spelling in _WORDINGS.items():
         text = text.replace(wording, spelling)
@@ -231,7 +227,7 @@ def readings(cleaned: str) -> tuple[str, ...]:
 
 def spelled(cleaned: str) -> str:
     """What two texts share if they differ in nothing but blanks, quotes and single braces."""
-    text = re.sub(r"([_^]|\\pmod ?)\{([A-Za-z0-9]|\\[A-Za-z]+ ?)\}", r"\1\2", cleaned)
+    text = re.sub(r"([_^]|\\pmod ?)\{([A-Za-z0-9]|\\[A-Za-z]+ ?)\}(?![0-9])", r"\1\2", cleaned)
     text = re.sub(r"\\frac ?([0-9])(?![0-9]*\})", r"\\frac{\1}", text)
     text = re.sub(r"(\\frac\{[^{}]*\}) ?([0-9])(?![0-9])", r"\1{\2}", text)
     text = text.replace('" "', "\0").replace('"', "")
@@ -328,6 +324,14 @@ def _over(match: re.Match[str]) -> str:
     if bool(match[1]) != bool(match[4]):
         return match[0]
     return rf"\frac{{{match[2]}}}{{{match[3]}}}"
+
+
+def _without_label(text: str) -> str:
+    """12 of `"total" "cost" = 12`, where all words are such as name what is asked for."""
+    match = _LABEL.match(text)
+    if match is None or not {w.strip('"').lower() for w in match[1].split()} <= LABELS:
+        return text
+    return text[match.end() :]
 
 
 def _aligned(match: re.Match[str]) -> str:

@@ -69,23 +69,34 @@ def same_answer(gold: str, candidate: str, load: Loader = import_module, problem
     """
     try:
         known = asked(problem)
-        candidate = _without_asked(candidate, known)
-        verdict = settle(gold, candidate, known)
-        if verdict is not None:
-            return verdict
-        return load(PARSERS).same_value(gold, candidate, load, known)
+        if _same(gold, candidate, load, known):
+            return True
+        value = _value_of_asked(gold, candidate, known)
+        return value is not None and _same(gold, value, load, known)
     except (KeyboardInterrupt, SystemExit, NotLoaded, ImportError):
         raise
     except BaseException:  # RecursionError, MemoryError, and what libraries derive from neither
         return False
 
 
-def _without_asked(candidate: str, known: Asked) -> str:
-    """The value behind an expression that the problem writes: 35 of `pq = 35`."""
+def _same(gold: str, candidate: str, load: Loader, known: Asked) -> bool:
+    verdict = settle(gold, candidate, known)
+    if verdict is not None:
+        return verdict
+    return load(PARSERS).same_value(gold, candidate, load, known)
+
+
+def _value_of_asked(gold: str, candidate: str, known: Asked) -> str | None:
+    """The value behind an expression that the problem writes: 35 of `pq = 35`; else None."""
     expression, sign, value = candidate.partition("=")
-    if sign and "=" not in value and value.strip() and known.writes(expression):
-        return value
-    return candidate
+    if (
+        not sign
+        or "=" in value + gold
+        or not value.strip()
+        or expression[-1:] in ("<", ">", "!", ":")
+    ):
+        return None
+    return value if known.writes(expression) else None
 
 
 def settle(gold: str, candidate: str, known: Asked = NOTHING) -> bool | None:

@@ -16,7 +16,7 @@ from fractions import Fraction
 
 from magistral_jax.verifier.math import digits, units
 from magistral_jax.verifier.math.atoms import Atoms
-from magistral_jax.verifier.math.caps import Unreadable
+from magistral_jax.verifier.math.caps import MAX_DEPTH, Unreadable
 from magistral_jax.verifier.math.nodes import (
     Apply,
     Constant,
@@ -150,6 +150,9 @@ class Parser(Atoms):
         node = self.measured(self.sum())
         while isinstance(node, Measured):
             before = self.at
+            self.tries += 1
+            if self.tries > MAX_DEPTH:  # each goes over the rest of the text twice
+                raise Unreadable("quantities inside quantities")
             is_linked = self.take_word("and")
             if not self.peek_number():
                 self.at = before
@@ -279,9 +282,9 @@ class Parser(Atoms):
 
 
 def _ungrouped(node: Node) -> Node:
-    """What stands in square brackets that can only group: in 2[x + 3] and [x + 1]^2."""
+    """A sum in square brackets that only group it: in 2[x + 3] and [x + 1]^2, but not in [x]^2."""
     match node:
-        case Group("[", "]", (inner,)) if is_expression(inner):
+        case Group("[", "]", (Apply("+") as inner,)) if is_expression(inner):
             return inner
         case _:
             return node

@@ -151,6 +151,25 @@ def replaced(node: Node, old: Node, new: Node) -> Node:
             return node
 
 
+def sorted_tree(node: Node) -> Node:
+    """The tree with the terms of each sum and the factors of each product in one order."""
+    match node:
+        case Apply("+" | "*", _):
+            parts: list[Node] = []
+            waiting = list(node.args)
+            while waiting:
+                part = waiting.pop()
+                if isinstance(part, Apply) and part.name == node.name:
+                    waiting.extend(part.args)
+                else:
+                    parts.append(sorted_tree(part))
+            return Apply(node.name, tuple(sorted(parts, key=repr)))
+        case Apply(name, args):
+            return Apply(name, tuple(sorted_tree(arg) for arg in args))
+        case _:
+            return node
+
+
 def is_expression(node: Node) -> bool:
     """True if the tree is one number or function, not a statement, a list or a quantity."""
     return all(isinstance(n, Num | Based | Symbol | Constant | Apply) for n in walk(node)) and all(

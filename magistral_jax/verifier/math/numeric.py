@@ -39,12 +39,13 @@ from magistral_jax.verifier.math.nodes import (
 )
 
 _BITS = 170
-_MAX_BITS = 8000
+_MAX_BITS = 16_000
 _GLANCE = 192
 """Bits of the first look, which tells how far the numbers on the way lie apart."""
 _TRIES = 3
 _PLACES = 300
 _WHOLE_NAMES = frozenset("nkm")
+_NEAR = 60
 _FEWEST = 3
 """Points at which two functions must have real values."""
 
@@ -200,13 +201,16 @@ def _real_pairs(a: Node, b: Node, names: frozenset[str]) -> Iterator[tuple[Ball,
     Where the texts write i, complex values count, too.
     """
     is_complex = any(n == Constant("i") for tree in (a, b) for n in walk(tree))
-    may_be_narrower = _is_cut(a) and _is_cut(b) and _has(a, {"abs"}) == _has(b, {"abs"})
+    has_bars = _has(a, {"abs"}) or _has(b, {"abs"})
+    may_be_narrower = _is_cut(a) and _is_cut(b) and not has_bars
     for point in _points(a, b, names):
         try:
             bits = _bits_for((a, b), point)
             left, left_is_real = _value_at(a, point, bits)
             right, right_is_real = _value_at(b, point, bits)
-        except Unreadable:  # beyond the caps
+        except Unreadable:  # beyond the caps: far away that is no wonder, but near it is a choice
+            if not _is_far(point) and _is_capped(a, point) != _is_capped(b, point):
+                yield flint.acb(0), flint.acb(1)
             continue
         if left is not None and right is not None and (is_complex or left_is_real == right_is_real):
             if is_complex or left_is_real:
@@ -222,6 +226,18 @@ def _value_at(node: Node, point: Point, bits: int) -> tuple[Ball | None, bool]:
     except Undefined:
         return None, False
     return found.values[0], found.are_real[0]
+
+
+def _is_far(point: Point) -> bool:
+    return any(abs(value) > _NEAR for value in point.values())
+
+
+def _is_capped(node: Node, point: Point) -> bool:
+    try:
+        _value_at(node, point, _bits_for((node,), point))
+    except Unreadable:
+        return True
+    return False
 
 
 def _is_cut(node: Node) -> bool:

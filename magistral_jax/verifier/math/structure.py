@@ -11,6 +11,7 @@ Decisions:
 """
 
 from fractions import Fraction
+from typing import Any
 
 from magistral_jax.verifier.math.caps import Unreadable
 from magistral_jax.verifier.math.exact import exact
@@ -30,6 +31,7 @@ from magistral_jax.verifier.math.nodes import (
     Symbol,
     Words,
     is_expression,
+    sorted_tree,
     variables,
     walk,
 )
@@ -49,12 +51,14 @@ from magistral_jax.verifier.math.statements import (
 
 def same_tree(gold: Node, candidate: Node, judge: Judge) -> Verdict:
     """True or False if the judge's knowledge settles it, else None."""
-    if gold == candidate:
+    if gold == candidate or sorted_tree(gold) == sorted_tree(candidate):
         return True
+    if (verdict := _same_radians(gold, candidate, judge)) is not _NO_RADIANS:
+        return verdict
     gold, candidate = (_plain(without_rounding(node, judge)) for node in (gold, candidate))
     if isinstance(gold, Words) or isinstance(candidate, Words):
         return gold == candidate
-    gold, candidate = _unlabelled(gold, candidate)
+    candidate = _unlabelled(gold, candidate)
     bases = _bases(gold), _bases(candidate)
     if any(bases) and not all(bases) and bases[0] | bases[1] != {10}:
         return False
@@ -73,14 +77,9 @@ def same_tree(gold: Node, candidate: Node, judge: Judge) -> Verdict:
     return _same_statement(gold, candidate, judge)
 
 
-def _unlabelled(gold: Node, candidate: Node) -> tuple[Node, Node]:
-    """Both without a label before them, if only one has one, and the other is a value."""
-    bare = without_label(gold), without_label(candidate)
-    if bare[0] is gold and not variables(gold):
-        return gold, bare[1]
-    if bare[1] is candidate and not variables(candidate):
-        return bare[0], candidate
-    return gold, candidate
+def _unlabelled(gold: Node, candidate: Node) -> Node:
+    """The candidate without a label before it, where the gold answer is a value."""
+    return candidate if variables(gold) else without_label(candidate)
 
 
 def _unnamed_matrix(node: Node) -> Node:
@@ -239,6 +238,23 @@ def _same_measured(gold: Node, candidate: Node, judge: Judge) -> Verdict:
 
 def _scaled(node: Measured) -> Node:
     return Apply("*", (node.value, Num(node.factor)))
+
+
+_NO_RADIANS = object()
+
+
+def _same_radians(gold: Node, candidate: Node, judge: Judge) -> Any:
+    """Beside degrees, or a quantity of another kind, radians are what they say."""
+    sides = gold, candidate
+    radians = [isinstance(s, Measured) and s.dimension == (("radian", 1),) for s in sides]
+    if radians[0] == radians[1]:
+        return _NO_RADIANS
+    angle, other = (gold, candidate) if radians[0] else (candidate, gold)
+    assert isinstance(angle, Measured)
+    other = _plain(other)
+    if _is_angle(other):
+        return judge.equal(angle.value, other)
+    return False if isinstance(other, Measured) else _NO_RADIANS
 
 
 def _is_angle(node: Node) -> bool:

@@ -38,6 +38,18 @@ SCALES = {
     "trillion": 10**12,
 }
 
+_LABEL_WORDS = (
+    "the of a an in for to is its answer final solution result total number numbers ways count "
+    "value values area volume length width height depth perimeter circumference radius diameter "
+    "side distance time speed rate cost price amount profit income sum product difference quotient "
+    "ratio probability expected maximum minimum max min largest smallest greatest mean average "
+    "median mode range age weight mass surface solid triangle circle square rectangle cube sphere "
+    "cone cylinder solutions roots angle slope term digit remainder antwort respuesta risposta "
+    "resposta"
+)
+LABELS = frozenset(_LABEL_WORDS.split())
+"""Words of a label before a value, as in `total cost = 12`. None of them denies or changes it."""
+
 WORDS = frozenset(
     "or and nor not all no yes of to by per pct cm mm km nm dm ft yd mi kg mg lb lbs oz hr "
     "hrs min mins sec secs ml mL cc mph kph rad deg day sq cup usd eur gal pt qt amp ohm "

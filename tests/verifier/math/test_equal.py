@@ -6,6 +6,7 @@ import re
 import runpy
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magistral_jax.verifier.math import symbolic
+from magistral_jax.verifier.math.asked import asked
 from magistral_jax.verifier.math.equal import is_readable_gold, math_equal, same_answer, settle
 
 HERE = Path(__file__).parent
@@ -113,6 +115,15 @@ def test_math_verify_finds_the_generated_pairs_hard():
         (r"\prod_{k=1}^{3} 2^k", "64"),
         (r"\ln(1+\sqrt{2})", r"\sinh^{-1}(1)"),
         ("113", "m+n = 113"),
+        (r"2\zeta(3)", r"\zeta(3)\cdot 2"),
+        (r"\Gamma(\frac14)+1", r"1+\Gamma(1/4)"),
+        ("0", r"\sin\pi"),  # a zero that only balls know
+        ("[0,1]", r"[\sin\pi,1]"),
+        ("(0,1)", r"(\cos\frac\pi2,\sin\frac\pi2)"),
+        ("e^{2023}+1", "1+e^{2023}"),
+        (r"\frac1{1+e^{-2000}}", r"\frac{e^{2000}}{1+e^{2000}}"),
+        (r"\sqrt{x-5}+\sqrt{7-x}", r"\sqrt{7-x}+\sqrt{x-5}"),
+        (r"90^\circ", r"\frac\pi2\text{ radians}"),
         ("12", r"\text{total cost} = 12"),
         (r"-\frac{1}{3}", r"-\frac{1}{3} \approx -0.33"),
         ("3+4i", "3+4I"),
@@ -192,6 +203,21 @@ def test_one_answer_in_two_spellings(gold, candidate):
         (r"(-8)^{1/3}", "-2"),
         (r"\log 100", "2"),
         (r"\log x", r"\ln x"),
+        # A term that is one, or beyond the caps, except where the other side differs.
+        ("|x|", r"x\cdot 1^{1000000(x-1)}"),
+        ("|x|", r"x\cdot (\sin(10^{29}x))^0"),
+        (r"\frac{1+(-1)^n}{2}", r"1^{10000000\sin(\frac{\pi n}{2})}"),
+        (r"\ln|x|", r"\ln x+0|x|"),
+        (r"\ln|x|", r"\max(\ln x,\ln|x|)"),
+        ("x+y=0", "0"),
+        ("2x+3y=6", "6"),
+        (r"\sum_{k=1}^{3}a_k", r"\sum_{n=2}^{4}a_n"),
+        (r"90^\circ", r"90\text{ radians}"),
+        (r"60\text{ inches}", r"60\text{ radians}"),
+        ("2^{1}0", "2^10"),
+        ("2x", "2[x]"),
+        ("12", r"\text{except} = 12"),
+        ("12", r"\text{at least} = 12"),
         ("e^{-1000}", "0"),
         ("[0,1)", "[0,1+10^{-400})"),
         ("[0,1)", r"[0,1+10^{-400}\pi)"),
@@ -316,6 +342,24 @@ def test_whole_outputs_and_whole_references():
     assert math_equal(r"Because of 7, it is \boxed{5}.", "The answer is 5.", "text")
     assert math_equal("First 3.\nThe answer is 5", r"\boxed{5}", "text")
     assert math_equal("5", "5.0", "answer") and not math_equal("5", r"so \boxed{5}", "answer")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        r"\pmatrix{" + "{a}" * 60 + "{",
+        r"1\text{ hour and }2(" * 25,
+        "for what " * 220,
+        "(" * 25 + "x" + ")^{2}" * 25,
+        r"\sum_{k=1}^{200}" * 4 + "k",
+        "1^{" * 25 + "9" + "}" * 25,
+    ],
+)
+def test_an_answer_costs_no_more_than_its_length(answer):
+    began = time.process_time()
+    assert not same_answer("5", answer)
+    asked(answer * 10)
+    assert time.process_time() - began < 5  # most of it jaxtyping's; a fault costs minutes
 
 
 def test_the_cheap_stage_loads_nothing_heavy():

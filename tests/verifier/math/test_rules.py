@@ -50,6 +50,16 @@ PROBLEM = "Find all real roots of $x^2 - 3x + 2$. Enter the solutions separated 
         ("Enter the ordered pair $(k, r)$.", "(4, 12)", "k = 12, r = 4", False),
         ("Find $pq$.", "35", "pq = 35", True),
         ("Find $p$.", "35", "pq = 35", False),
+        ("Solve $2x = 10$ for what $2x$ says.", "5", "2x = 5", False),  # it gives it a value
+        ("Find $x$ such that $a < b$ and $x > 0$.", "5", "x >= 5", False),
+        ("This is not hard. Find x.", "5", "not = 5", False),
+        ("Solve $f(x)=x$ for $f(x)$.", "f(x)=x", "f(x)=x", True),
+        ("When does $AB = BA$ hold?", "AB = BA", "AB = BA", True),
+        ("Find the values of $b$ and $c$, separated by commas.", "1, 2", "2, 1", False),
+        ("For all x, find a.", "1, 2", "2, 1", False),
+        ("Enter the minimum and maximum of all values.", "1, 5", "5, 1", False),
+        ("Find $(x,y)$ given $P=(y,x)$.", "(1, 2)", "x = 1, y = 2", True),
+        ("Find $(x,y)$ given $P=(y,x)$.", "(2, 1)", "x = 1, y = 2", False),
     ],
 )
 def test_the_words_of_a_problem_decide(problem, gold, answer, is_same):
