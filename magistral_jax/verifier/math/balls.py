@@ -85,6 +85,8 @@ class Evaluator:
     def _hiding(self, name: str, argument: Ball) -> Ball:
         if abs(argument) > _MAX_EXPONENT:
             raise Unreadable("an exponent beyond the caps")
+        if not abs(argument) < _MAX_EXPONENT:
+            raise Undefined("an exponent of unknown size")
         self.scale = max(self.scale, 3 * int(float(argument.abs_upper())))
         return getattr(argument, name)()
 
@@ -130,12 +132,17 @@ def real_part(ball: Ball) -> Ball:
     """The value on the line. Raises Undefined if it lies beside it."""
     if not is_real(ball):
         raise Undefined("no place on the line")
-    return ball.real
+    return _on_line(ball).real
 
 
 def _on_line(ball: Ball) -> Ball:
-    """A value that is real up to rounding as one that is: else a branch cut runs through it."""
-    return flint.acb(ball.real) if is_real(ball) else ball
+    """A value that is real up to rounding as one that is: else a branch cut runs through it.
+
+    How far it may lie beside the line goes into its radius: what enlarges that must see it.
+    """
+    if ball.imag.is_zero() or not is_real(ball):
+        return ball
+    return flint.acb(ball.real + flint.arb(0, ball.imag.abs_upper()))
 
 
 def _power(base: Ball, exponent: Ball, known: Fraction | None) -> Ball:
@@ -149,6 +156,8 @@ def _power(base: Ball, exponent: Ball, known: Fraction | None) -> Ball:
         if not (is_real(exponent) and exponent.real > 0):
             raise Undefined("a power of zero")
         return flint.acb(0)
+    if known is not None and known <= 0 and base.contains(0):
+        raise Undefined("zero to the power of zero, or less")
     if known is not None and known.denominator == 1:
         return base ** flint.fmpz(int(known))
     return base.sqrt() if known == Fraction(1, 2) else base**exponent

@@ -15,6 +15,7 @@ wrong yes. Beyond the decisions in structure.py, statements.py and grammar.py:
   evaluated.
 """
 
+import re
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
@@ -86,17 +87,15 @@ def _same(gold: str, candidate: str, load: Loader, known: Asked) -> bool:
     return load(PARSERS).same_value(gold, candidate, load, known)
 
 
+_HALF_SIGN = re.compile(r"(?:[<>!:]|\\(?:not|ne|neq|ge|geq|le|leq))\s*$")
+
+
 def _value_of_asked(gold: str, candidate: str, known: Asked) -> str | None:
     """The value behind an expression that the problem writes: 35 of `pq = 35`; else None."""
     expression, sign, value = candidate.partition("=")
-    if (
-        not sign
-        or "=" in value + gold
-        or not value.strip()
-        or expression[-1:] in ("<", ">", "!", ":")
-    ):
+    if not sign or "=" in value + gold or not value.strip() or _HALF_SIGN.search(expression):
         return None
-    return value if known.writes(expression) else None
+    return value if known.asks_for(expression) else None
 
 
 def settle(gold: str, candidate: str, known: Asked = NOTHING) -> bool | None:

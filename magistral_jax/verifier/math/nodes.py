@@ -163,6 +163,10 @@ def sorted_tree(node: Node) -> Node:
                     waiting.extend(part.args)
                 else:
                     parts.append(sorted_tree(part))
+            if node.name == "*" and any(
+                isinstance(n, Matrix | Group) for p in parts for n in walk(p)
+            ):
+                return node  # a product in which the order may count
             return Apply(node.name, tuple(sorted(parts, key=repr)))
         case Apply(name, args):
             return Apply(name, tuple(sorted_tree(arg) for arg in args))

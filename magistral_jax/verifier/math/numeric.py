@@ -14,6 +14,7 @@ not hide where it is not. One rule: roots and logarithms follow the rules for po
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 
 import flint
@@ -45,7 +46,10 @@ _GLANCE = 192
 _TRIES = 3
 _PLACES = 300
 _WHOLE_NAMES = frozenset("nkm")
-_NEAR = 60
+_NEAR = 200
+_MOST_WORK = 40_000
+"""Bits times factorials and binomials, which cost the most by far."""
+_PIECES = frozenset({"abs", "max", "min"})
 _FEWEST = 3
 """Points at which two functions must have real values."""
 
@@ -126,7 +130,8 @@ def place(node: Node) -> Fraction:
             raise Unreadable("a place that takes more digits")
         found = _enclosed((node,), {}, least=4 * _PLACES)
         mantissa, exponent = real_part(found.values[0]).mid().man_exp()
-        value = Fraction(int(mantissa)) * Fraction(2) ** int(exponent)
+        is_zero = bool(found.values[0].contains(0))  # then its middle may be anything
+        value = Fraction(0) if is_zero else Fraction(int(mantissa)) * Fraction(2) ** int(exponent)
     elif value.denominator.bit_length() > 2 * _PLACES:
         raise Unreadable("a place that takes more digits")
     return Fraction(round(value * 10**_PLACES), 10**_PLACES)
@@ -177,12 +182,20 @@ def _bits_for(nodes: tuple[Node, ...], point: Point) -> int:
         for node in nodes:
             try:
                 evaluator.value(node)
-            except Undefined:  # so it seems to so few bits
-                continue
+            except Undefined:  # so it seems to so few bits; its parts have sizes all the same
+                for part in walk(node):
+                    with suppress(Undefined):
+                        evaluator.value(part)
     bits = _BITS + 2 * (hidden + evaluator.scale)
+    if bits * sum(_has_many(node) for node in nodes) > _MOST_WORK:
+        raise Unreadable("more gamma functions than the cap")
     if bits > _MAX_BITS:
         raise Unreadable("more digits than the cap")
     return bits
+
+
+def _has_many(node: Node) -> int:
+    return sum(isinstance(n, Apply) and n.name in ("factorial", "binom") for n in walk(node))
 
 
 def _meet(left: Ball, right: Ball) -> bool:
@@ -201,7 +214,7 @@ def _real_pairs(a: Node, b: Node, names: frozenset[str]) -> Iterator[tuple[Ball,
     Where the texts write i, complex values count, too.
     """
     is_complex = any(n == Constant("i") for tree in (a, b) for n in walk(tree))
-    has_bars = _has(a, {"abs"}) or _has(b, {"abs"})
+    has_bars = _has(a, _PIECES) or _has(b, _PIECES)
     may_be_narrower = _is_cut(a) and _is_cut(b) and not has_bars
     for point in _points(a, b, names):
         try:
@@ -209,13 +222,17 @@ def _real_pairs(a: Node, b: Node, names: frozenset[str]) -> Iterator[tuple[Ball,
             left, left_is_real = _value_at(a, point, bits)
             right, right_is_real = _value_at(b, point, bits)
         except Unreadable:  # beyond the caps: far away that is no wonder, but near it is a choice
-            if not _is_far(point) and _is_capped(a, point) != _is_capped(b, point):
+            if not _is_far(point) and min(_size(a, point), _size(b, point)) < _MAX_BITS // 2:
                 yield flint.acb(0), flint.acb(1)
             continue
         if left is not None and right is not None and (is_complex or left_is_real == right_is_real):
             if is_complex or left_is_real:
                 yield left, right
-        elif left is not right and not may_be_narrower and (left_is_real or right_is_real):
+        elif (
+            left is not right
+            and not may_be_narrower
+            and (is_complex or left_is_real or right_is_real)
+        ):
             yield flint.acb(0), flint.acb(1)
 
 
@@ -232,12 +249,14 @@ def _is_far(point: Point) -> bool:
     return any(abs(value) > _NEAR for value in point.values())
 
 
-def _is_capped(node: Node, point: Point) -> bool:
+def _size(node: Node, point: Point) -> int:
+    """The bits that a value takes here by itself; more than the cap if it is beyond the caps."""
     try:
-        _value_at(node, point, _bits_for((node,), point))
+        bits = _bits_for((node,), point)
+        _value_at(node, point, bits)
     except Unreadable:
-        return True
-    return False
+        return _MAX_BITS + 1
+    return bits
 
 
 def _is_cut(node: Node) -> bool:
@@ -266,7 +285,7 @@ def _points(a: Node, b: Node, names: frozenset[str]) -> Iterator[Point]:
     """
     dice = random.Random(f"{a}{b}")
     ordered = sorted(names)
-    whole = names & _WHOLE_NAMES if _alternates(a) or _alternates(b) else frozenset[str]()
+    whole = (_alternating(a) | _alternating(b)) & _WHOLE_NAMES
     for low, high, times in _RANGES:
         for _ in range(times):
             point = {}
@@ -274,12 +293,16 @@ def _points(a: Node, b: Node, names: frozenset[str]) -> Iterator[Point]:
                 share = Fraction(dice.randrange(1, 10**15), 10**15)
                 value = Fraction(low) + (Fraction(high) - Fraction(low)) * share
                 if name in whole:
-                    value = Fraction(dice.choice((dice.randrange(4, 60), dice.randrange(60, 3000))))
+                    value = Fraction(
+                        dice.choice((dice.randrange(-9, 60), dice.randrange(60, 3000)))
+                    )
                 point[name] = 2 + abs(value) if name == LOG_BASE else value
             yield point
     if _has(a, _STAIRS) and _has(b, _STAIRS):  # where a floor jumps
         for sign in (1, -1):
             yield {n: Fraction(sign * (i + 3)) for i, n in enumerate(ordered)}
+        for step in ("1", "2", "4", "8", "9", "16", "1/2", "-1/2", "-1"):
+            yield dict.fromkeys(ordered, Fraction(step))
 
 
 _RANGES = (
@@ -289,6 +312,8 @@ _RANGES = (
     ("-1", "1", 4),
     ("5", "60", 2),
     ("-60", "-5", 2),
+    ("60", "200", 1),
+    ("-200", "-60", 1),
     ("-1e-9", "1e-9", 2),
     ("1e3", "1e6", 1),
     ("-1e6", "-1e3", 1),
@@ -300,14 +325,15 @@ _RANGES = (
 _STAIRS = frozenset({"floor", "ceil"})
 
 
-def _alternates(node: Node) -> bool:
-    """Whether the tree holds (-1)^n: a negative base with a variable above it."""
+def _alternating(node: Node) -> frozenset[str]:
+    """The n of (-1)^n: variables above a negative base, which only for whole ones is real."""
+    found = frozenset[str]()
     for n in walk(node):
         if isinstance(n, Apply) and n.name == "^" and variables(n.args[1]):
             base = exact(n.args[0])
             if base is not None and base < 0:
-                return True
-    return False
+                found |= variables(n.args[1])
+    return found
 
 
 def _is_infinite(node: Node) -> bool:

@@ -203,6 +203,22 @@ def test_one_answer_in_two_spellings(gold, candidate):
         (r"(-8)^{1/3}", "-2"),
         (r"\log 100", "2"),
         (r"\log x", r"\ln x"),
+        # What lies beside the line, and is then enlarged.
+        (
+            "5",
+            r"\frac{0}{1-\tanh(100)}+5-i\cdot\frac{e^{4000}+1}{2}\cdot(i(1-\tanh(2000)))^1",
+        ),
+        ("1000|x|+12345", r"1000|x|+12345+0\cdot e^{2614-4\frac{|x|}{x}}"),
+        ("ix", r"ix+0\cdot\max(0,\sqrt{x})"),
+        (r"\max(0,\ln x)", r"\ln x+0\cdot\sqrt{x-1}"),
+        ("|x-100|", r"100-x+0\cdot e^{40x}"),
+        (r"\lfloor\sqrt n\rfloor", r"\lceil\sqrt n\rceil-1"),
+        ("|n|", r"n+0\cdot(-1)^n"),
+        (
+            r"\begin{pmatrix}1&2\\3&4\end{pmatrix}\begin{pmatrix}0&1\\1&1\end{pmatrix}",
+            r"\begin{pmatrix}0&1\\1&1\end{pmatrix}\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+        ),
+        ("1", r"(\sin\pi)^0"),
         # A term that is one, or beyond the caps, except where the other side differs.
         ("|x|", r"x\cdot 1^{1000000(x-1)}"),
         ("|x|", r"x\cdot (\sin(10^{29}x))^0"),
@@ -353,6 +369,9 @@ def test_the_value_in_an_equation_is_not_the_equation(gold, value):
         r"\pmatrix{" + "{a}" * 60 + "{",
         r"1\text{ hour and }2(" * 25,
         "for what " * 220,
+        "$" * 2000,
+        r"(1,(\sqrt2^2-2)^{1000000})",
+        "x" + "+0*x!" * 60,
         "(" * 25 + "x" + ")^{2}" * 25,
         r"\sum_{k=1}^{200}" * 4 + "k",
         "1^{" * 25 + "9" + "}" * 25,
