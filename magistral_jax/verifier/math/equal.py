@@ -7,8 +7,9 @@ wrong yes. Beyond the decisions in structure.py, statements.py and grammar.py:
 - 1,000 (no space) is a thousand outside brackets; 1, 000 and (1,000) are lists;
 - leading zeros mean nothing in an answer that is one whole number (049 = 49, as contests write
   it), and make anything else unreadable;
-- an answer may be followed by its rounded value (\frac23 \approx 0.667, within 1%), or consist of
-  steps between constants that are exactly equal (2 + 3 = 5); a rounded value alone is no answer;
+- an answer may be followed by its rounded value (\frac23 \approx 0.667; statements.py says how
+  near), or consist of steps between constants that are exactly equal (2 + 3 = 5); a rounded value
+  alone is no answer;
 - a hedge (4 or 5) is a list of two, and never equals one answer;
 - \log without a base may mean ten or e, so \log 100 equals neither 2 nor \ln 100;
 - sums and products between two numbers are written out; integrals, limits and derivatives are not
